@@ -1,0 +1,25 @@
+"""fastattn: fused Transformer kernels for PyTorch, for training and inference.
+
+fastattn.accelerate(model)     a pretrained or hand-written model, faster, in place
+fastattn.nn                    torch.nn's Transformer modules, drop in
+fastattn.<op>                  the functions below them
+fastattn.explain, use_backend  which kernel runs, and choosing it
+fastattn.verify                the numerics rule, for our kernels and for your model
+"""
+
+from .dispatch import explain, use_backend
+from .ops import (
+    additive_attention,
+    attention,
+    attention_varlen,
+    attention_with_kvcache,
+    feed_forward,
+    info_nce,
+    layer_norm,
+    linear,
+    linear_cross_entropy,
+    rms_norm,
+    rotary_embedding,
+)
+
+__version__ = "0.1.0"

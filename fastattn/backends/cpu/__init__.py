@@ -1,0 +1,1 @@
+"""The CPU backend: C++ kernels in csrc/cpu, forward and backward."""

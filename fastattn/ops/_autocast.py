@@ -1,0 +1,18 @@
+"""Autocast for the ops whose time goes into matrix products. The norms keep their dtype."""
+
+import torch
+from torch import Tensor
+
+
+def active(x: Tensor) -> bool:
+    """Whether autocast is on for the device of this tensor."""
+    return isinstance(x, Tensor) and torch.is_autocast_enabled(x.device.type)
+
+
+def cast(x: Tensor, *others: Tensor | None) -> tuple[Tensor | None, ...]:
+    """All tensors in autocast's dtype for their device; float64 and what is not floating stay, as torch's own do."""
+    dtype = torch.get_autocast_dtype(x.device.type)
+    return tuple(
+        y if not isinstance(y, Tensor) or not y.is_floating_point() or y.dtype == torch.float64 else y.to(dtype)
+        for y in (x, *others)
+    )

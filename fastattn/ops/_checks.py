@@ -1,0 +1,186 @@
+"""Argument checks shared by the ops: each error says what was given, what was expected and what to do.
+
+TypeError for something that is not a tensor or has the wrong dtype, ValueError for shapes, devices and values.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+_FLOATING = frozenset((torch.float32, torch.bfloat16, torch.float16, torch.float64))
+
+
+def tensor(name: str, x: object) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} is a {type(x).__name__}; expected a torch.Tensor")
+
+
+def floating(name: str, x: Tensor) -> None:
+    """A dense tensor of a dtype that the ops compute in."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} is a {type(x).__name__}; expected a torch.Tensor")
+    if x.dtype not in _FLOATING:
+        raise TypeError(
+            f"{name} has dtype {x.dtype}; expected float32, bfloat16, float16 or float64: convert it with {name}.to(...)"
+        )
+    if x.layout is not torch.strided:
+        raise TypeError(f"{name} has layout {x.layout}; expected a dense tensor: use {name}.to_dense()")
+
+
+def like(name: str, x: Tensor, other_name: str, other: Tensor) -> None:
+    """The same dtype and device as another tensor."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} is a {type(x).__name__}; expected a torch.Tensor")
+    if x.dtype != other.dtype:
+        raise TypeError(
+            f"{name} has dtype {x.dtype} but {other_name} has {other.dtype}; convert one, or run under torch.autocast"
+        )
+    if x.device != other.device:
+        raise ValueError(f"{name} is on {x.device} but {other_name} is on {other.device}; move one with .to(device)")
+    if x.layout is not torch.strided:
+        raise TypeError(f"{name} has layout {x.layout}; expected a dense tensor: use {name}.to_dense()")
+
+
+def affine(name: str, x: Tensor | None, of: Tensor, dim: int) -> None:
+    """A norm's weight or bias: (dim,), in x's dtype or float32."""
+    if x is None:
+        return
+    tensor(name, x)
+    if x.shape != (dim,):
+        raise ValueError(f"{name} has shape {tuple(x.shape)}; expected ({dim},), the last dimension of x")
+    if x.dtype != of.dtype and x.dtype != torch.float32:
+        raise TypeError(f"{name} has dtype {x.dtype}; expected x's {of.dtype}, or float32")
+    if x.device != of.device:
+        raise ValueError(f"{name} is on {x.device} but x is on {of.device}; move one with .to(device)")
+
+
+def rank(name: str, x: Tensor, layout: str, ndim: int) -> None:
+    if x.ndim != ndim:
+        raise ValueError(f"{name} has shape {tuple(x.shape)}; expected {ndim} dimensions, {layout}")
+
+
+def probability(name: str, p: float) -> None:
+    if not 0.0 <= p <= 1.0:
+        raise ValueError(f"{name} is {p}; expected a probability between 0 and 1")
+
+
+def attention_shapes(query: Tensor, key: Tensor, value: Tensor, q_layout: str, k_layout: str, ndim: int) -> None:
+    """What the three forms of attention share: rank, dtype, device, head_dim, and heads a multiple of kv_heads.
+
+    Dense tensors are (batch, heads, seq, head_dim), packed ones (total, heads, head_dim): heads stand before the last two
+    or the last one.
+    """
+    floating("query", query)
+    like("key", key, "query", query)
+    like("value", value, "query", query)
+    rank("query", query, q_layout, ndim)
+    rank("key", key, k_layout, ndim)
+    rank("value", value, k_layout, ndim)
+    head_dim = query.shape[-1]
+    if key.shape[-1] != head_dim:
+        raise ValueError(
+            f"key has head_dim {key.shape[-1]} but query has {head_dim}; their last dimensions must be equal"
+        )
+    if key.shape[:-1] != value.shape[:-1]:
+        raise ValueError(
+            f"key has shape {tuple(key.shape)} and value {tuple(value.shape)}; all but the last dimension must be equal"
+        )
+    heads, kv_heads = query.shape[1], key.shape[1]
+    if heads != kv_heads and (kv_heads == 0 or heads % kv_heads != 0):
+        raise ValueError(f"query has {heads} heads and key {kv_heads}; query's must be a multiple of key's")
+    if head_dim == 0:
+        raise ValueError("query and key have head_dim 0; expected at least 1")
+
+
+def attention_mask(mask: Tensor, query: Tensor, shape: tuple[int, int, int, int]) -> Tensor:
+    """The mask as (batch or 1, heads or 1, q or 1, k or 1)."""
+    tensor("attn_mask", mask)
+    if mask.dtype not in (torch.bool, torch.float32, query.dtype):
+        raise TypeError(
+            f"attn_mask has dtype {mask.dtype}; expected bool (True takes part), float32 or query's {query.dtype} (added to the scores)"
+        )
+    if mask.device != query.device:
+        raise ValueError(f"attn_mask is on {mask.device} but query is on {query.device}; move one with .to(device)")
+    given = mask.shape
+    if mask.ndim < 4:
+        mask = mask.reshape((1,) * (4 - mask.ndim) + tuple(given))
+    if mask.ndim > 4 or any(m != 1 and m != n for m, n in zip(mask.shape, shape, strict=True)):
+        raise ValueError(
+            f"attn_mask has shape {tuple(given)}, which does not broadcast to (batch, heads, q, k) = {tuple(shape)}"
+        )
+    return mask
+
+
+def slopes(alibi_slopes: Tensor, query: Tensor, batch: int, heads: int) -> Tensor:
+    tensor("alibi_slopes", alibi_slopes)
+    if alibi_slopes.dtype not in (torch.float32, query.dtype):
+        raise TypeError(f"alibi_slopes has dtype {alibi_slopes.dtype}; expected float32")
+    if tuple(alibi_slopes.shape) not in ((heads,), (batch, heads)):
+        raise ValueError(
+            f"alibi_slopes has shape {tuple(alibi_slopes.shape)}; expected (heads,) = ({heads},) or (batch, heads) = ({batch}, {heads})"
+        )
+    if alibi_slopes.device != query.device:
+        raise ValueError(f"alibi_slopes is on {alibi_slopes.device} but query is on {query.device}; move one")
+    return alibi_slopes if alibi_slopes.dtype in (torch.float32, torch.float64) else alibi_slopes.float()
+
+
+def window_sides(window: tuple[int | None, int | None] | None) -> tuple[int, int]:
+    """(left, right) with -1 for no limit."""
+    if window is None:
+        return -1, -1
+    if not isinstance(window, (tuple, list)) or len(window) != 2:
+        raise ValueError(
+            f"window is {window!r}; expected (left, right): how many keys before and after, None for no limit"
+        )
+    sides = tuple(-1 if side is None else side for side in window)
+    for side, given in zip(sides, window, strict=True):
+        if not isinstance(side, int) or (side < 0 and given is not None):
+            raise ValueError(f"window is {window!r}; each side is a number of keys, zero or more, or None for no limit")
+    return sides[0], sides[1]
+
+
+def softmax_scale(scale: float | None, head_dim: int) -> float:
+    return 1.0 / math.sqrt(head_dim) if scale is None else float(scale)
+
+
+def softcap_value(softcap: float | None) -> float:
+    if softcap is None:
+        return 0.0
+    if not softcap > 0.0:
+        raise ValueError(f"softcap is {softcap}; expected a positive number, or None for none")
+    return float(softcap)
+
+
+def readable(x: Tensor) -> bool:
+    """Whether checks may read values: a CPU tensor that is neither being traced nor fake (a GPU's would wait for it)."""
+    return x.device.type == "cpu" and type(x) is Tensor and not torch.compiler.is_compiling()
+
+
+def cu_seqlens(name: str, x: Tensor, total_name: str, total: int, max_name: str, max_seqlen: int, like: Tensor) -> None:
+    """Cumulative lengths: int32 (batch + 1,), from 0, never decreasing, ending at the total."""
+    tensor(name, x)
+    if x.dtype != torch.int32:
+        raise TypeError(f"{name} has dtype {x.dtype}; expected torch.int32: convert it with {name}.to(torch.int32)")
+    if x.ndim != 1 or x.shape[0] < 1:
+        raise ValueError(
+            f"{name} has shape {tuple(x.shape)}; expected (batch + 1,): 0, then the running sum of lengths"
+        )
+    if x.device != like.device:
+        raise ValueError(f"{name} is on {x.device} but query is on {like.device}; move it with .to(query.device)")
+    if not readable(x):
+        return
+    values = x.tolist()
+    if values[0] != 0 or values[-1] != total:
+        raise ValueError(
+            f"{name} runs from {values[0]} to {values[-1]}; expected 0 to {total}, the first dimension of {total_name}"
+        )
+    longest = 0
+    for before, after in zip(values, values[1:], strict=False):
+        if after < before:
+            raise ValueError(f"{name} decreases from {before} to {after}; expected the running sum of lengths")
+        longest = max(longest, after - before)
+    if longest > max_seqlen:
+        raise ValueError(
+            f"{name} holds a sequence of {longest} tokens but {max_name} is {max_seqlen}; raise {max_name}"
+        )
