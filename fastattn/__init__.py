@@ -7,6 +7,7 @@ fastattn.explain, use_backend  which kernel runs, and choosing it
 fastattn.verify                the numerics rule, for our kernels and for your model
 """
 
+from . import verify
 from .dispatch import explain, use_backend
 from .ops import (
     additive_attention,

@@ -6,7 +6,7 @@ from torch import Tensor
 
 def active(x: Tensor) -> bool:
     """Whether autocast is on for the device of this tensor."""
-    return isinstance(x, Tensor) and torch.is_autocast_enabled(x.device.type)
+    return isinstance(x, Tensor) and not x.is_meta and torch.is_autocast_enabled(x.device.type)
 
 
 def cast(x: Tensor, *others: Tensor | None) -> tuple[Tensor | None, ...]:
