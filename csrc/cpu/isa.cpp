@@ -1,0 +1,95 @@
+// Which instruction set's kernels run: chosen once by cpuid, or by name. Compiled once, for any machine.
+#include <stdlib.h>
+#include <string.h>
+
+#include <atomic>
+#include <new>
+#include <stdexcept>
+#include <string>
+
+#include "built_isas.h"  // FASTATTN_FOR_EACH_ISA, written by setup.py
+#include "kernels.h"
+#include "parallel.h"
+
+namespace fastattn {
+
+#define FASTATTN_DECLARE_TABLE(isa) \
+    namespace isa {                 \
+    extern const Kernels table;     \
+    }
+FASTATTN_FOR_EACH_ISA(FASTATTN_DECLARE_TABLE)
+#undef FASTATTN_DECLARE_TABLE
+
+namespace {
+
+// Best first; emulated ones come after the portable one, so that nothing but their name selects them.
+constexpr const char* kPreference[] = {"avx512_bf16", "avx512", "avx2", "portable", "emulated512_bf16", "emulated512"};
+
+bool machine_runs(const char* isa) {
+    if (strcmp(isa, "portable") == 0) return true;
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+    if (strncmp(isa, "avx512", 6) != 0) return avx2;
+    const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+    return strcmp(isa, "avx512") == 0 ? avx512 : avx512 && __builtin_cpu_supports("avx512bf16");
+#else
+    return false;
+#endif
+}
+
+const Kernels* built_table(const char* name) {
+#define FASTATTN_TRY_TABLE(isa) \
+    if (strcmp(name, #isa) == 0) return &isa::table;
+    FASTATTN_FOR_EACH_ISA(FASTATTN_TRY_TABLE)
+#undef FASTATTN_TRY_TABLE
+    return nullptr;
+}
+
+const Kernels& table_named(const char* name) {
+    for (int i = 0; const char* usable = usable_isa(i); ++i) {
+        if (strcmp(usable, name) == 0) return *built_table(name);
+    }
+    std::string message = std::string("the CPU instruction set '") + name + "' cannot be used here: ";
+    message += built_table(name) ? "this machine does not have it" : "this build does not hold it";
+    message += "; choose one of";
+    for (int i = 0; const char* usable = usable_isa(i); ++i) message += (i ? ", " : " ") + std::string(usable);
+    throw std::invalid_argument(message);
+}
+
+std::atomic<const Kernels*> in_use{nullptr};
+
+}  // namespace
+
+const char* usable_isa(int i) {
+    for (const char* name : kPreference) {
+        if (built_table(name) && machine_runs(name) && i-- == 0) return name;
+    }
+    return nullptr;
+}
+
+const Kernels& kernels() {
+    const Kernels* table = in_use.load(std::memory_order_acquire);
+    if (table) return *table;
+    const char* asked = getenv("FASTATTN_CPU_ISA");
+    const char* best = usable_isa(0);
+    if (!asked && !best) {
+        throw std::invalid_argument("this build holds no CPU instruction set that this machine has; build it here");
+    }
+    table = &table_named(asked && *asked ? asked : best);
+    in_use.store(table, std::memory_order_release);
+    return *table;
+}
+
+void select_isa(const char* name) { in_use.store(&table_named(name), std::memory_order_release); }
+
+void* scratch_allocate(size_t bytes) {
+    void* memory = nullptr;
+    if (posix_memalign(&memory, 64, bytes ? bytes : 64) != 0) throw std::bad_alloc();
+    return memory;
+}
+
+void scratch_free(void* memory) { free(memory); }
+
+}  // namespace fastattn

@@ -1,0 +1,228 @@
+"""Builds the extension module fastattn._C from csrc/ with pybind11 and ninja; torch is not needed to build.
+
+Every file of csrc/cpu but isa.cpp is compiled once per instruction set (docs/architecture.md, "csrc"); new files are
+found by their place. Without a working compiler the package installs all the same, without its CPU backend.
+
+Environment:
+    FASTATTN_CPU_ISAS=avx2,portable   the instruction sets to build; all that the machine's architecture has by default
+    FASTATTN_BUILD_EMULATED=1         also builds the AVX-512 code paths for machines that have AVX2 only (for tests)
+    FASTATTN_SANITIZE=1               builds with AddressSanitizer and UndefinedBehaviorSanitizer
+    CXX, CXXFLAGS, MAX_JOBS           the compiler, flags added to every file, how many files to compile at once
+"""
+
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+from dataclasses import dataclass
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+NOTE = Path("fastattn/backends/cpu/not_built.txt")
+
+
+@dataclass(frozen=True)
+class Isa:
+    """An instruction set that the kernels are compiled for."""
+
+    name: str
+    flags: tuple[str, ...]
+    lanes: int
+    bf16_pairs: bool = False
+    emulated: bool = False
+
+    @property
+    def compile_flags(self) -> list[str]:
+        defines = [f"-DFASTATTN_ISA={self.name}", f"-DFASTATTN_LANES={self.lanes}"]
+        return [*self.flags, *defines, *(["-DFASTATTN_BF16_PAIRS=1"] if self.bf16_pairs else [])]
+
+
+_AVX2 = ("-mavx2", "-mfma", "-mf16c")
+_AVX512 = (*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mprefer-vector-width=512")
+PORTABLE = Isa("portable", (), 4)
+X86 = (
+    Isa("avx2", _AVX2, 8),
+    Isa("avx512", _AVX512, 16),
+    Isa("avx512_bf16", (*_AVX512, "-mavx512bf16"), 16, bf16_pairs=True),
+    Isa("emulated512", _AVX2, 16, emulated=True),
+    Isa("emulated512_bf16", _AVX2, 16, bf16_pairs=True, emulated=True),
+)
+
+
+class BuildError(Exception):
+    """Why the extension could not be built, as one sentence."""
+
+
+def selected_isas() -> list[Isa]:
+    """The instruction sets to build on this machine, as the environment asks."""
+    known = [PORTABLE, *(X86 if platform.machine().lower() in ("x86_64", "amd64") else ())]
+    emulated = os.environ.get("FASTATTN_BUILD_EMULATED", "0") not in ("", "0")
+    asked = os.environ.get("FASTATTN_CPU_ISAS", "")
+    if not asked:
+        return [isa for isa in known if emulated or not isa.emulated]
+    names = [name.strip() for name in asked.split(",") if name.strip()]
+    unknown = sorted(set(names) - {isa.name for isa in known})
+    if unknown:
+        valid = ", ".join(isa.name for isa in known)
+        sys.exit(f"FASTATTN_CPU_ISAS names {', '.join(unknown)}; this machine can build {valid}")
+    return [isa for isa in known if isa.name in names or (isa.emulated and emulated)]
+
+
+def find_compiler() -> list[str]:
+    """The C++ compiler's command: $CXX, or the first one on the path."""
+    asked = os.environ.get("CXX")
+    candidates = [asked] if asked else ["c++", "g++", "clang++"]
+    for candidate in candidates:
+        command = shlex.split(candidate)
+        if command and shutil.which(command[0]):
+            return command
+    raise BuildError(f"no C++ compiler was found (tried {', '.join(candidates)})")
+
+
+def write_if_changed(path: Path, text: str) -> None:
+    """Leaves the file's time alone if nothing changed, so that nothing is rebuilt for it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists() or path.read_text() != text:
+        path.write_text(text)
+
+
+def ninja_file(compiler: list[str], isas: list[Isa], build_dir: Path, output: Path) -> str:
+    """The text of build.ninja: each kernel file once per instruction set, all else once, then the link."""
+    import pybind11
+
+    macos = sys.platform == "darwin"
+    sanitize = os.environ.get("FASTATTN_SANITIZE", "0") not in ("", "0")
+    cflags = ["-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-psabi", "-Wno-unknown-pragmas"]
+    cflags += ["-O1", "-g", "-fno-omit-frame-pointer"] if sanitize else ["-O3", "-DNDEBUG"]
+    kernel_flags = ["-fno-math-errno", "-fno-trapping-math"]  # no kernel reads errno or the floating-point flags
+    ldflags = ["-bundle", "-undefined", "dynamic_lookup"] if macos else ["-shared", "-Wl,-z,now"]
+    if not macos:
+        # Compiled for OpenMP but not linked with it: importing torch has put its own libgomp in the process, and the
+        # kernels share torch's threads. Xcode's compiler has no OpenMP; there the kernels run on one thread.
+        cflags.append("-fopenmp")
+    if sanitize:
+        sanitizers = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
+        cflags += sanitizers
+        ldflags += sanitizers
+    cflags += shlex.split(os.environ.get("CXXFLAGS", ""))
+    python_headers = sorted({sysconfig.get_path(name) for name in ("include", "platinclude")})
+    binding_flags = [f"-I{path}" for path in (*python_headers, pybind11.get_include())]
+
+    def escape(path: Path) -> str:
+        return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
+
+    def command(words: list[str]) -> str:
+        return shlex.join(words).replace("$", "$$")
+
+    includes = [f"-I{build_dir}", f"-I{ROOT}/csrc"]
+    lines = [
+        "ninja_required_version = 1.5",
+        f"cxx = {command(compiler)}",
+        f"cflags = {command([*cflags, *includes])}",
+        "rule compile",
+        "  command = $cxx $cflags $flags -MMD -MF $out.d -c $in -o $out",
+        "  depfile = $out.d",
+        "  deps = gcc",
+        "  description = compile $out",
+        "rule link",
+        f"  command = $cxx $in -o $out {command(ldflags)}",
+        "  description = link $out",
+    ]
+    objects: list[Path] = []
+
+    def compile_file(source: Path, folder: str, flags: list[str]) -> None:
+        target = build_dir / folder / f"{source.stem}.o"
+        lines.append(f"build {escape(target)}: compile {escape(source)}\n  flags = {command(flags)}")
+        objects.append(target)
+
+    kernels = sorted(path for path in (ROOT / "csrc/cpu").glob("*.cpp") if path.name != "isa.cpp")
+    for isa in isas:
+        for source in kernels:
+            compile_file(source, isa.name, [*isa.compile_flags, *kernel_flags])
+    compile_file(ROOT / "csrc/cpu/isa.cpp", "common", [])
+    for source in sorted((ROOT / "csrc").glob("bindings*.cpp")):
+        compile_file(source, "common", ["-O1" if sanitize else "-O2", *binding_flags])
+    lines.append(f"build {escape(output)}: link {' '.join(map(escape, objects))}")
+    lines.append(f"default {escape(output)}")
+    return "\n".join(lines) + "\n"
+
+
+class NinjaBuildExt(build_ext):
+    """build_ext that hands the whole extension to ninja, and leaves it out of an installation that cannot build it."""
+
+    def run(self) -> None:
+        self.asked_for_alone = bool(self.inplace) and not self.editable_mode  # `setup.py build_ext --inplace`
+        super().run()
+
+    def build_extension(self, ext: Extension) -> None:
+        output = Path(self.get_ext_fullpath(ext.name)).resolve()
+        note = Path(self.build_lib).resolve() / NOTE
+        try:
+            self._build(output)
+        except BuildError as error:
+            output.unlink(missing_ok=True)
+            if self.asked_for_alone:
+                sys.exit(f"fastattn: {error}")
+            note.parent.mkdir(parents=True, exist_ok=True)
+            note.write_text(f"{error}\n")
+            message = [
+                "fastattn: the CPU backend was NOT built:",
+                f"    {error}",
+                "The package works all the same, in plain torch. For the fast kernels install a C++17 compiler (g++ 11",
+                "or newer, or clang++) and Python's headers, and install fastattn again.",
+            ]
+            print("\n".join(["*" * 100, *message, "*" * 100]), file=sys.stderr, flush=True)
+        else:
+            note.unlink(missing_ok=True)
+
+    def copy_extensions_to_source(self) -> None:
+        """For builds in place: also brings the note why there is no extension, and takes stale files away."""
+        for ext in self.extensions:
+            filename = self.get_ext_filename(ext.name)
+            if not (Path(self.build_lib) / filename).exists():
+                (ROOT / filename).unlink(missing_ok=True)
+        super().copy_extensions_to_source()
+        note = Path(self.build_lib) / NOTE
+        if note.exists():
+            shutil.copyfile(note, ROOT / NOTE)
+        else:
+            (ROOT / NOTE).unlink(missing_ok=True)
+
+    def _build(self, output: Path) -> None:
+        compiler = find_compiler()
+        isas = selected_isas()
+        try:
+            import ninja
+        except ImportError:
+            program = shutil.which("ninja")
+        else:
+            program = str(Path(ninja.BIN_DIR) / "ninja")
+        if program is None:
+            raise BuildError("ninja was not found; pip install ninja")
+        build_dir = Path(self.build_temp).resolve()
+        list_of_isas = " ".join(f"X({isa.name})" for isa in isas)
+        write_if_changed(build_dir / "built_isas.h", f"#define FASTATTN_FOR_EACH_ISA(X) {list_of_isas}\n")
+        write_if_changed(build_dir / "build.ninja", ninja_file(compiler, isas, build_dir, output))
+        output.parent.mkdir(parents=True, exist_ok=True)
+        jobs = ["-j", os.environ["MAX_JOBS"]] if os.environ.get("MAX_JOBS") else []
+        result = subprocess.run([program, "-C", str(build_dir), *jobs], stdout=subprocess.PIPE, text=True)
+        print(result.stdout, end="", flush=True)
+        if result.returncode != 0:
+            errors = [line for line in result.stdout.splitlines() if "error" in line.lower()]
+            raise BuildError(f"{shlex.join(compiler)} failed: {errors[0] if errors else 'see the output above'}")
+
+    def get_outputs(self) -> list[str]:
+        return [path for path in super().get_outputs() if Path(path).exists()]
+
+
+setup(
+    # Optional: an editable install then does not ask for a file that could not be built.
+    ext_modules=[Extension("fastattn._C", sources=[], optional=True)],
+    cmdclass={"build_ext": NinjaBuildExt},
+)
