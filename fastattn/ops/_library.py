@@ -23,17 +23,13 @@ def define(op: str, schema: str, fake: Callable, direction: str = "forward") -> 
     """
     name = op if direction == "forward" else f"{op}_backward"
     _LIBRARY.define(name + schema.replace(") ->", ", str backend) ->", 1))
-    kernels = {backend: getattr(ops[op], direction, None) for backend, ops in BACKENDS.items() if op in ops}
 
     def run(*args):
-        return kernels[args[-1]](*args[:-1])
+        return getattr(BACKENDS[args[-1]][op], direction)(*args[:-1])
 
     _LIBRARY.impl(name, run, "CompositeExplicitAutograd")
     torch.library.register_fake(f"fastattn::{name}", fake, lib=_LIBRARY)
-    overload = getattr(torch.ops.fastattn, name).default
-    if direction == "backward":
-        torch.library.register_autograd(f"fastattn::{name}", _no_second_derivative(op), lib=_LIBRARY)
-    return overload
+    return getattr(torch.ops.fastattn, name).default
 
 
 def define_composite(op: str, schema: str) -> torch._ops.OpOverload:
@@ -43,14 +39,43 @@ def define_composite(op: str, schema: str) -> torch._ops.OpOverload:
     return getattr(torch.ops.fastattn, op).default
 
 
-def _no_second_derivative(op: str) -> Callable:
+def record(function: type[torch.autograd.Function], *args):
+    """`function.apply(*args)`; a tensor given twice (self-attention's lengths, a tied input) is made two for torch.compile."""
+    if torch.compiler.is_compiling():
+        seen: list[torch.Tensor] = []
+        distinct = []
+        for arg in args:
+            if isinstance(arg, torch.Tensor):
+                if any(arg is other for other in seen):
+                    arg = arg.view_as(arg)
+                seen.append(arg)
+            distinct.append(arg)
+        return function.apply(*distinct)
+    return function.apply(*args)
+
+
+def run_backward(backward: torch._ops.OpOverload, *args) -> tuple:
+    """Calls a backward op; where a second derivative might be asked for (create_graph), one that says it has none."""
+    return _OnceDifferentiable.apply(backward, *args) if torch.is_grad_enabled() else backward(*args)
+
+
+class _OnceDifferentiable(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(backward, *args):
+        return backward(*args)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.op = inputs[0].name().removesuffix("_backward").replace("::", ".")
+
+    @staticmethod
     def backward(ctx, *grads):
         raise RuntimeError(
-            f"fastattn.{op} has no second derivative in its fused backward; run the forward inside "
+            f"{ctx.op} has no second derivative in its fused backward; run the forward inside "
             f"`with fastattn.use_backend('eager'):`, which is differentiable any number of times"
         )
-
-    return backward
 
 
 def needs_grad(*tensors: torch.Tensor | None) -> bool:

@@ -98,7 +98,7 @@ def attention(
     if backend == "eager":
         out, lse = _eager(*args)
     elif _library.needs_grad(query, key, value, attn_mask):
-        out, lse = _Attention.apply(*args, backend)
+        out, lse = _library.record(_Attention, *args, backend)
     else:
         out, lse = _forward(*args, backend)
     return (out, lse) if return_lse else out
@@ -124,7 +124,8 @@ class _Attention(torch.autograd.Function):
             grad_out = torch.zeros_like(out)
         *settings, backend = ctx.settings
         mask_grad = ctx.needs_input_grad[3]
-        grads = _backward(
+        grads = _library.run_backward(
+            _backward,
             grad_out,
             grad_lse,
             query,

@@ -93,7 +93,7 @@ def attention_varlen(
     if backend == "eager":
         out, lse = _eager(*args)
     elif _library.needs_grad(query, key, value, attn_mask):
-        out, lse = _AttentionVarlen.apply(*args, backend)
+        out, lse = _library.record(_AttentionVarlen, *args, backend)
     else:
         out, lse = _forward(*args, backend)
     return (out, lse) if return_lse else out
@@ -119,7 +119,7 @@ class _AttentionVarlen(torch.autograd.Function):
             grad_out = torch.zeros_like(out)
         *settings, backend = ctx.settings
         mask_grad = ctx.needs_input_grad[5]
-        grads = _backward(grad_out, grad_lse, *inputs, out, lse, *settings, mask_grad, backend)
+        grads = _library.run_backward(_backward, grad_out, grad_lse, *inputs, out, lse, *settings, mask_grad, backend)
         return (*grads[:3], None, None, grads[3] if mask_grad else None, *(None,) * 10)
 
 

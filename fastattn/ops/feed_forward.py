@@ -69,7 +69,7 @@ def feed_forward(
     if backend == "eager":
         return _eager(*args)[0]
     if recorded:
-        return _FeedForward.apply(*args, backend)[0]
+        return _library.record(_FeedForward, *args, backend)[0]
     return _forward(*args, backend)[0]
 
 
@@ -92,7 +92,7 @@ class _FeedForward(torch.autograd.Function):
     def backward(ctx, grad_out, *_):
         activation, dropout_p, backend = ctx.settings
         needs = [bool(need) for need in ctx.needs_input_grad[:6]]
-        grads = _backward(grad_out, *ctx.saved_tensors, activation, dropout_p, needs, backend)
+        grads = _library.run_backward(_backward, grad_out, *ctx.saved_tensors, activation, dropout_p, needs, backend)
         return (*(grad if need else None for grad, need in zip(grads, needs, strict=True)), *(None,) * 5)
 
 

@@ -46,7 +46,7 @@ def layer_norm(
     if backend == "eager":
         out, total = _eager(*args)[:2]
     elif _library.needs_grad(x, weight, bias, residual):
-        out, total = _LayerNorm.apply(*args, backend)[:2]
+        out, total = _library.record(_LayerNorm, *args, backend)[:2]
     else:
         out, total = _forward(*args, backend)[:2]
     return out if residual is None else (out, total)
@@ -95,8 +95,8 @@ class _LayerNorm(torch.autograd.Function):
             grad_out = torch.zeros_like(total)
         if not changed:
             grad_sum = None
-        grad_residual, grad_x, grad_weight, grad_bias = _backward(
-            grad_out, grad_sum, total, weight, bias, mean, rstd, seed, dropout_p, backend
+        grad_residual, grad_x, grad_weight, grad_bias = _library.run_backward(
+            _backward, grad_out, grad_sum, total, weight, bias, mean, rstd, seed, dropout_p, backend
         )
         return (
             grad_residual if dropout_p == 0.0 else grad_x,

@@ -52,7 +52,7 @@ def linear(
     if backend == "eager":
         return _eager(*args)[0]
     if recorded:
-        return _Linear.apply(*args, backend)[0]
+        return _library.record(_Linear, *args, backend)[0]
     return _forward(*args, backend)[0]
 
 
@@ -104,7 +104,7 @@ class _Linear(torch.autograd.Function):
         x, weight, bias, pre = ctx.saved_tensors
         activation, backend = ctx.settings
         needs = [bool(need) for need in ctx.needs_input_grad[:3]]
-        grads = _backward(grad_out, x, weight, bias, pre, activation, needs, backend)
+        grads = _library.run_backward(_backward, grad_out, x, weight, bias, pre, activation, needs, backend)
         wanted = [grad if need else None for grad, need in zip(grads, needs, strict=True)]
         return (*wanted, grad_out if ctx.needs_input_grad[3] else None, None, None, None)
 

@@ -45,7 +45,7 @@ def rms_norm(
     if backend == "eager":
         out, total = _eager(*args)[:2]
     elif _library.needs_grad(x, weight, residual):
-        out, total = _RMSNorm.apply(*args, backend)[:2]
+        out, total = _library.record(_RMSNorm, *args, backend)[:2]
     else:
         out, total = _forward(*args, backend)[:2]
     return out if residual is None else (out, total)
@@ -76,8 +76,8 @@ class _RMSNorm(torch.autograd.Function):
             grad_out = torch.zeros_like(total)
         if not changed:
             grad_sum = None
-        grad_residual, grad_x, grad_weight = _backward(
-            grad_out, grad_sum, total, weight, rstd, seed, dropout_p, backend
+        grad_residual, grad_x, grad_weight = _library.run_backward(
+            _backward, grad_out, grad_sum, total, weight, rstd, seed, dropout_p, backend
         )
         return (
             grad_residual if dropout_p == 0.0 else grad_x,
