@@ -1,0 +1,49 @@
+# make demo      a pretrained model on real text: eager, SDPA and fastattn; ends with a table and out/demo.png
+# make test      the whole test suite
+# make bench     every benchmark; writes a table, JSON and charts to out/bench
+# make lint      formatters, linters and types
+# make sanitize  the kernel tests against a build with AddressSanitizer and UndefinedBehaviorSanitizer
+#
+# All of them work in .venv, which the first of them makes. PYTHON=python3.12 make … chooses the interpreter.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := $(shell find csrc -type f) setup.py pyproject.toml
+
+.PHONY: demo test bench lint sanitize clean
+
+demo: $(VENV)/.installed
+	$(BIN)/python examples/demo.py --out out
+
+test: $(VENV)/.installed
+	$(BIN)/python -m pytest tests -q --durations=15
+
+bench: $(VENV)/.installed
+	$(BIN)/python -m fastattn bench --json out/bench/results.json --plot out/bench
+
+lint: $(VENV)/.lint
+	PATH="$(abspath $(BIN)):$$PATH" pre-commit run --all-files
+
+sanitize: $(VENV)/.installed
+	PYTHON="$(abspath $(BIN))/python" tests/sanitize.sh
+
+clean:
+	rm -rf $(VENV) build dist out
+
+# torch first and by itself: the constraint picks its version, and nothing that depends on torch can then bring another.
+$(VENV)/.torch: constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install torch -c constraints.txt
+	touch $@
+
+# One build for every target, with the emulated instruction sets, so that no target undoes another's.
+$(VENV)/.installed: $(VENV)/.torch $(SOURCES)
+	FASTATTN_BUILD_EMULATED=1 $(BIN)/pip install -e '.[transformers,test,bench,demo]' -c constraints.txt
+	touch $@
+
+$(VENV)/.lint: $(VENV)/.torch pyproject.toml
+	$(BIN)/pip install 'pip>=25.1'
+	$(BIN)/pip install --group lint -c constraints.txt
+	touch $@
