@@ -17,13 +17,14 @@ class Passage:
     text: str
 
 
-def stdlib_passages(limit: int | None = None) -> list[Passage]:
-    """Paragraphs of the standard library's docstrings, in the order of its files; `limit` takes that many, evenly spread.
+def stdlib_passages(limit: int | None = None, packages: tuple[str, ...] = ()) -> list[Passage]:
+    """Paragraphs of the standard library's docstrings, in the order of its files.
 
-    The files are parsed, not imported. A paragraph without a letter, or already seen, is left out.
+    The files are parsed, not imported. A paragraph without a letter, or already seen, is left out. `limit` takes that many,
+    evenly spread; `packages` takes those of some top-level packages only.
     """
     passages, seen = [], set()
-    for path, module in _modules():
+    for path, module in _modules(packages):
         for name, doc in _docstrings(path, module):
             for paragraph in doc.split("\n\n"):
                 text = " ".join(paragraph.split())
@@ -35,11 +36,12 @@ def stdlib_passages(limit: int | None = None) -> list[Passage]:
     return [passages[i * len(passages) // limit] for i in range(limit)]
 
 
-def _modules():
+def _modules(packages: tuple[str, ...]):
     root = Path(sysconfig.get_path("stdlib"))
     for path in sorted(root.rglob("*.py")):
         parts = path.relative_to(root).with_suffix("").parts
-        if not SKIPPED.intersection(parts) and not parts[0].startswith("config-"):
+        wanted = not packages or parts[0] in packages
+        if wanted and not SKIPPED.intersection(parts) and not parts[0].startswith("config-"):
             yield path, ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 

@@ -1,7 +1,7 @@
 """The feed-forward block, plain and gated, against its layers in plain torch."""
 
 import torch
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 import fastattn
 

@@ -1,7 +1,7 @@
 """Add + layer norm, which gives the sum as well, against the two steps in plain torch."""
 
 import torch
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 import fastattn
 

@@ -3,7 +3,7 @@
 import functools
 
 import torch
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 import fastattn
 

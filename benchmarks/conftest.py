@@ -1,0 +1,78 @@
+"""pytest-benchmark over fastattn.bench's cases.
+
+A row of the plugin's table is one peer of one case. The plugin times one function after another, which on a noisy machine
+compares two moments rather than two functions. So a case is measured once, all its peers interleaved (`fastattn.bench`),
+and each row then replays its peer's samples to the plugin through a clock of its own.
+"""
+
+import pytest
+
+from fastattn.bench import peers
+from fastattn.bench.harness import Case, Result, compare, peer_names
+from fastattn.bench.machine import Floors, describe
+
+
+class ReplayClock:
+    """A clock that stands still but for `step`, which lets the next sample's time pass."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.samples: list[float] = []
+
+    def __call__(self) -> float:
+        return self.now
+
+    def load(self, samples: list[float]) -> None:
+        self.samples = list(reversed(samples))
+
+    def step(self) -> None:
+        self.now += self.samples.pop() if self.samples else 0.0
+
+
+CLOCK = ReplayClock()
+FLOORS = Floors()
+_measured: dict[str, Result] = {}
+
+
+def pytest_addoption(parser):
+    parser.addoption("--quick", action="store_true", help="small shapes, a fraction of a second each, no torch.compile")
+
+
+def pytest_generate_tests(metafunc):
+    """Each file names its op's `cases`; a row a case and peer."""
+    if "peer" not in metafunc.fixturenames:
+        return
+    quick = metafunc.config.getoption("--quick")
+    compile = not quick and peers.compile_unavailable() is None
+    rows = [(case, peer) for case in metafunc.module.cases(quick) for peer in peer_names(case, compile)]
+    metafunc.parametrize(("case", "peer"), rows, ids=[f"{case}-{peer}" for case, peer in rows])
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        item.add_marker(pytest.mark.benchmark(timer=CLOCK, group=f"{item.module.__name__} {item.callspec.params['case']}"))
+
+
+def pytest_benchmark_update_machine_info(machine_info):
+    machine_info["fastattn"] = describe()
+
+
+@pytest.fixture
+def replay(benchmark, request):
+    """`replay(case, peer)` measures the case, if no peer of it has yet, and gives the peer's samples to the plugin."""
+    quick = request.config.getoption("--quick")
+
+    def run(case: Case, peer: str) -> None:
+        key = f"{case.op} {case}"
+        if key not in _measured:
+            timing = {"seconds": 0.05, "min_rounds": 3} if quick else {}
+            compile = not quick and peers.compile_unavailable() is None
+            _measured.clear()  # cases come one after another; an old one's result is not asked for again
+            _measured[key] = compare(case, FLOORS, compile=compile, **timing)
+        result = _measured[key]
+        samples = result.timings[peer].samples
+        CLOCK.load(samples)
+        benchmark.pedantic(CLOCK.step, rounds=len(samples))
+        benchmark.extra_info.update(result.peer_as_dict(peer), baseline=result.baseline)
+
+    return run

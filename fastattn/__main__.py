@@ -1,0 +1,44 @@
+"""`python -m fastattn info` and `python -m fastattn bench`."""
+
+import argparse
+from pathlib import Path
+
+
+from .bench.cases import CASES
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line's parser."""
+    top = argparse.ArgumentParser(prog="python -m fastattn", description="What fastattn can do here, and how fast.")
+    commands = top.add_subparsers(dest="command", required=True)
+
+    commands.add_parser("info", help="versions, devices, instruction sets, and what each backend takes")
+
+    bench = commands.add_parser("bench", help="compare with eager, SDPA, oneDNN and torch.compile")
+    bench.add_argument("op", nargs="*", help=f"what to measure; everything by default ({', '.join(CASES)})")
+    bench.add_argument("--quick", action="store_true", help="small shapes, a fraction of a second each, no torch.compile")
+    bench.add_argument("--seconds", type=float, default=2.0, help="timing a case (default: %(default)s)")
+    bench.add_argument("--json", type=Path, metavar="FILE", help="write every figure, and the machine, to this file")
+    bench.add_argument("--plot", type=Path, metavar="FOLDER", help="write a PNG an op into this folder")
+    return top
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs one command."""
+    top = parser()
+    options = top.parse_args(arguments)
+    if options.command == "info":
+        from ._cli.info import info
+
+        info()
+    else:
+        unknown = [op for op in options.op if op not in CASES]
+        if unknown:
+            top.error(f"there is no benchmark of {', '.join(unknown)}; choose from {', '.join(CASES)}")
+        from ._cli.bench import bench
+
+        bench(options.op or list(CASES), options.quick, options.seconds, options.json, options.plot)
+
+
+if __name__ == "__main__":
+    main()
