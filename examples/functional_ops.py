@@ -1,6 +1,6 @@
 """The functions below the modules, on their own: a decoder block by hand, packed sequences, and which kernel runs.
 
-    python examples/functional_ops.py
+Run it: python examples/functional_ops.py
 """
 
 import torch

@@ -6,7 +6,7 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
-SKIPPED = {"site-packages", "dist-packages", "test", "tests", "idle_test", "idlelib", "turtledemo", "lib2to3", "__pycache__"}
+SKIPPED = {"site-packages", "dist-packages", "test", "tests", "idle_test", "idlelib", "turtledemo", "lib2to3"}
 
 
 @dataclass(frozen=True)
@@ -20,8 +20,8 @@ class Passage:
 def stdlib_passages(limit: int | None = None, packages: tuple[str, ...] = ()) -> list[Passage]:
     """Paragraphs of the standard library's docstrings, in the order of its files.
 
-    The files are parsed, not imported. A paragraph without a letter, or already seen, is left out. `limit` takes that many,
-    evenly spread; `packages` takes those of some top-level packages only.
+    The files are parsed, not imported. A paragraph without a letter, or already seen, is left out. `limit` takes that
+    many, evenly spread; `packages` takes those of some top-level packages only.
     """
     passages, seen = [], set()
     for path, module in _modules(packages):

@@ -1,6 +1,6 @@
 """Train a small Transformer built from fastattn's drop-in modules: it learns to reverse a sequence.
 
-    python examples/train_modules.py --steps 300
+Run it: python examples/train_modules.py --steps 300
 """
 
 import argparse

@@ -14,6 +14,8 @@ from ..bench.machine import Floors, describe
 def bench(ops: list[str], quick: bool, seconds: float, json: Path | None, plot: Path | None) -> list[Result]:
     """Measures these ops, prints a table each, and writes what was asked for."""
     console = Console()
+    if not console.is_terminal:
+        console.width = max(console.width, 140)  # a pipe has no width of its own; the tables need this much
     machine = describe()
     console.print(
         f"{machine['cpu']}, {machine['threads']} threads, torch {machine['torch']}, fastattn {machine['fastattn']}"
@@ -23,7 +25,7 @@ def bench(ops: list[str], quick: bool, seconds: float, json: Path | None, plot: 
     reason = "--quick leaves it out" if quick else peers.compile_unavailable()
     if reason is not None:
         console.print(f"Without torch.compile: {reason}", highlight=False, markup=False)
-    timing = {"seconds": 0.05, "min_rounds": 3} if quick else {"seconds": seconds}
+    seconds, min_rounds = (0.05, 3) if quick else (seconds, 7)
     floors = Floors(seconds=0.02) if quick else Floors()
     cases = [case for op in ops for case in CASES[op](quick)]
     results = []
@@ -31,7 +33,7 @@ def bench(ops: list[str], quick: bool, seconds: float, json: Path | None, plot: 
         task = progress.add_task("", total=len(cases))
         for case in cases:
             progress.update(task, description=f"{case.op} {case}")
-            results.append(compare(case, floors, compile=reason is None, **timing))
+            results.append(compare(case, floors, seconds=seconds, min_rounds=min_rounds, compile=reason is None))
             progress.advance(task)
     for op, group in report.by_op(results).items():
         console.print(report.table(op, group))

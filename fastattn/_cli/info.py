@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .. import __version__
 from ..backends import BACKENDS, OPS
+from ..backends.cpu import _native
 from ..bench.machine import commit, cpu
 from ..dispatch import explain
 
@@ -65,8 +66,13 @@ def processor() -> Table:
 
 
 def instruction_sets() -> dict[str, str]:
-    """Which instruction sets the extension was built for, which this machine can run, and the one in use."""
-    return {}
+    """The extension's instruction sets, built ones that this machine runs and the one in use; or why there is none."""
+    if _native.C is None:
+        return {"cpu kernels": str(_native.reason)}
+    return {
+        "kernels built for": f"{', '.join(_native.C.isas())} (of those this machine runs)",
+        "kernels in use": f"{_native.C.isa()} (FASTATTN_CPU_ISA overrides it)",
+    }
 
 
 def devices() -> list[str]:
@@ -98,7 +104,9 @@ def _cell(reasons: dict[torch.dtype, str | None]) -> str:
         (reason,) = by_reason
         return "yes" if reason is None else f"no: {reason}"
     parts = [f"{'yes' if reason is None else 'no'} in {', '.join(names)}" for reason, names in by_reason.items()]
-    return "; ".join(part if reason is None else f"{part}: {reason}" for part, reason in zip(parts, by_reason, strict=True))
+    return "; ".join(
+        part if reason is None else f"{part}: {reason}" for part, reason in zip(parts, by_reason, strict=True)
+    )
 
 
 def example(op: str, dtype: torch.dtype, device: str) -> tuple[tuple, dict]:

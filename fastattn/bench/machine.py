@@ -12,7 +12,20 @@ import torch
 from .peers import onednn_linear
 from .timing import interleave
 
-FLAGS = ("avx", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512_bf16", "amx_bf16", "neon", "asimd", "sve")
+FLAGS = (
+    "avx",
+    "avx2",
+    "fma",
+    "f16c",
+    "avx512f",
+    "avx512bw",
+    "avx512vl",
+    "avx512_bf16",
+    "amx_bf16",
+    "neon",
+    "asimd",
+    "sve",
+)
 
 
 def cpu() -> tuple[str, list[str]]:
@@ -56,9 +69,10 @@ def describe() -> dict:
 class Floors:
     """The best this machine does at the two things every kernel is made of, measured when first asked for.
 
-    A computation of `flops` operations that moves `moved` bytes takes at least the longer of the two times. The matrix rate
-    is the best of torch's product and oneDNN's at 1024 × 1024 × 1024, in the dtype or in float32; the bandwidth is that of a
-    copy of as many bytes as the computation moves, so that what stays in the caches is compared with a copy in the caches.
+    A computation of `flops` operations that moves `moved` bytes takes at least the longer of the two times. The matrix
+    rate is the best of torch's product and oneDNN's at 1024 × 1024 × 1024, in the dtype or in float32; the bandwidth is
+    that of a copy of as many bytes as the computation moves, so that what stays in the caches is compared with a copy
+    in the caches.
     """
 
     def __init__(self, seconds: float = 0.3) -> None:
@@ -66,10 +80,10 @@ class Floors:
         self._matmul: dict[torch.dtype, float] = {}  # flops a second
         self._copy: dict[int, float] = {}  # bytes a second, by bytes moved
 
-    def seconds(self, dtype: torch.dtype, flops: float, moved: float) -> float:
-        """The shortest time for this many floating-point operations and bytes."""
+    def seconds(self, dtype: torch.dtype, flops: float, moved: float) -> tuple[float, float]:
+        """The shortest time for this many floating-point operations, and the shortest for this many bytes."""
         matmul = max(self._matmul_rate(dtype), self._matmul_rate(torch.float32))
-        return max(flops / matmul, moved / self._copy_rate(moved))
+        return flops / matmul, moved / self._copy_rate(moved)
 
     def as_dict(self) -> dict:
         """For JSON: what was measured so far."""
@@ -83,8 +97,9 @@ class Floors:
             size = 1024
             a, b = torch.randn(2, size, size).to(dtype)
             calls = [lambda: torch.mm(a, b.T)]
-            if onednn_linear() is not None:
-                calls.append(lambda: onednn_linear()(a, b))
+            onednn = onednn_linear()
+            if onednn is not None:
+                calls.append(lambda: onednn(a, b))
             with torch.no_grad():
                 samples = interleave(calls, seconds=self._seconds, min_rounds=3)
             self._matmul[dtype] = 2 * size**3 / min(min(own) for own in samples)

@@ -1,7 +1,7 @@
 """The other implementations: plain torch, its fused functions, oneDNN and torch.compile.
 
-The plain-torch functions (`eager_…`) are what a model without fused kernels runs; in float64 they are the definition that
-every peer is checked against. They are written independently of fastattn's own eager backend.
+The plain-torch functions (`eager_…`) are what a model without fused kernels runs; in float64 they are the definition
+that every peer is checked against. They are written independently of fastattn's own eager backend.
 """
 
 import functools
@@ -15,7 +15,9 @@ from torch.nn import functional as F
 COMPILE = "torch.compile"
 
 
-def eager_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
+def eager_attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, causal: bool = False
+) -> Tensor:
     """(batch, heads, q, head_dim) attention with the (q, k) matrix in memory; bool mask, causal from the top left."""
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
@@ -42,7 +44,7 @@ def eager_activation(x: Tensor, activation: str) -> Tensor:
 
 @functools.cache
 def onednn_linear() -> Callable | None:
-    """oneDNN's fused linear as torch carries it, `f(x, weight, bias, activation, algorithm)`; None where torch lacks it."""
+    """torch's own oneDNN linear with an activation, `f(x, weight, bias, activation, algorithm)`; None without it."""
     if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
         return None
     pointwise = torch.ops.mkldnn._linear_pointwise.default

@@ -4,6 +4,8 @@ import json
 from collections import defaultdict
 from pathlib import Path
 
+from rich.table import Table
+
 from .harness import OURS, Result
 from .machine import Floors, describe
 
@@ -18,29 +20,20 @@ def by_op(results: list[Result]) -> dict[str, list[Result]]:
     return dict(groups)
 
 
-def table(op: str, results: list[Result]):
-    """A rich table: a row a case, the peers' times, then fastattn's ratio to the baseline and its share of the floor."""
-    from rich.table import Table
-
+def table(op: str, results: list[Result]) -> Table:
+    """A row a case: every peer's time, then fastattn's ratio to the baseline, its rate and its share of the floor."""
     names = list(dict.fromkeys(name for result in results for name in result.timings))
-    view = Table(title=f"{op}: median time a call")
-    view.add_column("case", overflow="fold", ratio=1)
-    for name in (*names, "ratio to", "quartiles", "GFLOP/s", "GB/s", "of floor"):
-        view.add_column(name, justify="right", no_wrap=True)
+    view = Table(title=op, title_justify="left")
+    view.add_column("case", min_width=28)
+    for name in (*names, f"times as fast as {results[0].baseline} (quartiles)", "rate", "of floor"):
+        view.add_column(name, justify="right")
     for result in results:
-        ours = result.timings[OURS]
+        ours, figures = result.timings[OURS], result.peer_as_dict(OURS)
         low, high = ours.ratio_range
         times = [_time(result.timings[name].median) if name in result.timings else "" for name in names]
-        figures = result.peer_as_dict(OURS)
-        view.add_row(
-            str(result.case),
-            *times,
-            f"[bold]{ours.ratio:.2f}[/] {result.baseline}",
-            f"{low:.2f}–{high:.2f}",
-            f"{figures['gflops']:.1f}",
-            f"{figures['gbytes_per_s']:.1f}",
-            f"{figures['share_of_floor']:.0%}",
-        )
+        rate = f"{figures['gflops']:.1f} GFLOP/s" if result.compute_bound else f"{figures['gbytes_per_s']:.1f} GB/s"
+        ratio = f"[bold]{ours.ratio:.2f}[/] ({low:.2f} to {high:.2f})"
+        view.add_row(str(result.case), *times, ratio, rate, f"{figures['share_of_floor']:.0%}")
     return view
 
 

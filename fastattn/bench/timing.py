@@ -7,7 +7,9 @@ from collections.abc import Callable, Sequence
 MAX_ROUNDS = 200
 
 
-def interleave(calls: Sequence[Callable], *, seconds: float, min_rounds: int, sample: float = 2e-3) -> list[list[float]]:
+def interleave(
+    calls: Sequence[Callable], *, seconds: float, min_rounds: int, sample: float = 2e-3
+) -> list[list[float]]:
     """Seconds a call of each of `calls`, one sample a round.
 
     Every call is warmed up first. A round takes one sample of each call, beginning with another one each time; a sample

@@ -11,5 +11,5 @@ def random(*shapes: tuple[int, ...], dtype: torch.dtype, scale: float = 1.0) -> 
 
 
 def lengths(batch: int, longest: int) -> list[int]:
-    """Sequence lengths as mixed text has them: the longest one, and the rest spread geometrically down to a sixteenth."""
+    """Sequence lengths as in mixed text: the longest one, the rest spread geometrically down to a sixteenth of it."""
     return [max(1, round(longest * 16 ** (-i / max(batch - 1, 1)))) for i in range(batch)]

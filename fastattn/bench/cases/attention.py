@@ -52,7 +52,10 @@ def _case(batch, heads, seq, head_dim, *, kv_heads=None, options="", dtype=FLOAT
 def _build(case: Case) -> Problem:
     batch, heads, kv_heads, seq, head_dim = case.shape.values()
     query, key, value = random(
-        (batch, seq, heads, head_dim), (batch, seq, kv_heads, head_dim), (batch, seq, kv_heads, head_dim), dtype=case.dtype
+        (batch, seq, heads, head_dim),
+        (batch, seq, kv_heads, head_dim),
+        (batch, seq, kv_heads, head_dim),
+        dtype=case.dtype,
     )
     inputs = tuple(x.transpose(1, 2) for x in (query, key, value))  # the layout a projection gives
     causal, mask = case.options == "causal", None

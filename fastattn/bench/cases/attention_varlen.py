@@ -1,6 +1,7 @@
-"""Packed attention, against eager and SDPA on the padded batch with its mask, which is what models run without packing."""
+"""Packed attention, against what models run without packing: eager and SDPA on the padded batch with its mask."""
 
 import functools
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -48,15 +49,17 @@ def _build(case: Case) -> Problem:
         return padded.transpose(1, 2)
 
     padded = tuple(map(pad, packed))
-    keys = present[:, None, None, :]
-    sides = {
-        "common": lambda x: x.transpose(1, 2)[present],
-        "received": lambda grad: grad * present[:, None, :, None],
-    }
+
+    def on_padded(attention: Callable) -> Peer:
+        return Peer(
+            functools.partial(attention, mask=present[:, None, None, :]),
+            padded,
+            common=lambda x: x.transpose(1, 2)[present],
+            received=lambda grad: grad * present[:, None, :, None],
+        )
 
     def ours(query, key, value):
         return fastattn.attention_varlen(query, key, value, ends, ends, longest, longest)
 
-    eager = Peer(functools.partial(peers.eager_attention, mask=keys), padded, **sides)
-    sdpa = Peer(functools.partial(peers.sdpa, mask=keys), padded, **sides)
-    return Problem({OURS: Peer(ours, packed), "sdpa": sdpa, "eager": eager}, "sdpa", eager)
+    eager = on_padded(peers.eager_attention)
+    return Problem({OURS: Peer(ours, packed), "sdpa": on_padded(peers.sdpa), "eager": eager}, "sdpa", eager)

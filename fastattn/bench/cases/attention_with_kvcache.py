@@ -1,4 +1,4 @@
-"""One step of generation: append a key and a value to the cache, attend to all of it. Against SDPA on the same cache."""
+"""One step of generation: append to the cache, attend to all of it. Against SDPA on the same cache."""
 
 import torch
 

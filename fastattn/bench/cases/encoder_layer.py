@@ -2,8 +2,6 @@
 
 import torch
 
-import fastattn.nn
-
 from ..harness import FORWARD, OURS, TRAINING, Case, Peer, Problem
 from ._inputs import random
 
@@ -27,18 +25,25 @@ def cases(quick: bool = False) -> list[Case]:
 def _case(batch, seq, dim, heads, *, dtype=FLOAT, direction=FORWARD) -> Case:
     tokens = batch * seq
     attention = 4 * tokens * seq * dim * (1 if direction == FORWARD else 3.5)
-    products = 2 * tokens * 12 * dim * dim * (1 if direction == FORWARD else 3)  # 4 projections, feed-forward 4 × as wide
+    products = (
+        2 * tokens * 12 * dim * dim * (1 if direction == FORWARD else 3)
+    )  # 4 projections, feed-forward 4 × as wide
     moved = (2 * tokens * dim + 12 * dim * dim) * dtype.itemsize * (1 if direction == FORWARD else 3)
     shape = {"batch": batch, "seq": seq, "dim": dim, "heads": heads}
     return Case("encoder_layer", shape, dtype, direction, _build, attention + products, moved)
 
 
 def _build(case: Case) -> Problem:
+    import fastattn.nn
+
     batch, seq, dim, heads = case.shape.values()
-    options = {"dropout": 0.0, "activation": "gelu", "batch_first": True}
+
+    def layer(kind: type[torch.nn.TransformerEncoderLayer]) -> torch.nn.TransformerEncoderLayer:
+        return kind(dim, heads, 4 * dim, dropout=0.0, activation="gelu", batch_first=True)
+
     torch.manual_seed(0)
-    theirs = torch.nn.TransformerEncoderLayer(dim, heads, 4 * dim, **options).to(case.dtype)
-    ours = fastattn.nn.TransformerEncoderLayer(dim, heads, 4 * dim, **options).to(case.dtype)
+    theirs = layer(torch.nn.TransformerEncoderLayer).to(case.dtype)
+    ours = layer(fastattn.nn.TransformerEncoderLayer).to(case.dtype)
     ours.load_state_dict(theirs.state_dict())
     for module in (theirs, ours):
         module.train(case.direction == TRAINING)
@@ -48,7 +53,7 @@ def _build(case: Case) -> Problem:
         return Peer(module, inputs, parameters=tuple(module.parameters()))
 
     # In training mode torch.nn runs its layers one by one: the definition, with its parameters as inputs.
-    plain = torch.nn.TransformerEncoderLayer(dim, heads, 4 * dim, **options).train()
+    plain = layer(torch.nn.TransformerEncoderLayer).train()
     names = [name for name, _ in plain.named_parameters()]
 
     def definition(x, *parameters):

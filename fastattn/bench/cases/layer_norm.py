@@ -24,8 +24,11 @@ def cases(quick: bool = False) -> list[Case]:
 
 
 def norm_case(op, build, rows, dim, *, dtype=FLOAT, direction=FORWARD) -> Case:
-    """A case of residual add and norm: it reads x and the residual and writes the norm and the sum; the backward reads the
-    two gradients and the sum and writes one gradient."""
+    """A case of residual add and norm.
+
+    It reads x and the residual and writes the norm and the sum; the backward reads the two gradients and the sum and
+    writes one gradient.
+    """
     values = rows * dim
     flops, tensors = (10 * values, 4) if direction == FORWARD else (25 * values, 8)
     return Case(op, {"rows": rows, "dim": dim}, dtype, direction, build, flops, tensors * values * dtype.itemsize)
