@@ -24,3 +24,20 @@ from .ops import (
 )
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "additive_attention",
+    "attention",
+    "attention_varlen",
+    "attention_with_kvcache",
+    "explain",
+    "feed_forward",
+    "info_nce",
+    "layer_norm",
+    "linear",
+    "linear_cross_entropy",
+    "rms_norm",
+    "rotary_embedding",
+    "use_backend",
+    "verify",
+]

@@ -193,9 +193,9 @@ def _names(args: tuple, kwargs: dict) -> list[str]:
     names = []
     for path, leaf in paths:
         if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.requires_grad:
-            which, *rest = path
-            first = rest[0]
-            head = f"argument {first.idx}" if which.idx == 0 else str(first.key)
+            _, *rest = path
+            first: Any = rest[0]
+            head = f"argument {first.idx}" if hasattr(first, "idx") else str(first.key)
             names.append(head + torch.utils._pytree.keystr(tuple(rest[1:])))
     return names
 

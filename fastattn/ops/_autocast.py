@@ -1,5 +1,7 @@
 """Autocast for the ops whose time goes into matrix products. The norms keep their dtype."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -9,7 +11,7 @@ def active(x: Tensor) -> bool:
     return isinstance(x, Tensor) and not x.is_meta and torch.is_autocast_enabled(x.device.type)
 
 
-def cast(x: Tensor, *others: Tensor | None) -> tuple[Tensor | None, ...]:
+def cast(x: Tensor, *others: Tensor | None) -> tuple[Any, ...]:
     """All tensors in autocast's dtype for their device; float64 and what is not floating stay, as torch's own do."""
     dtype = torch.get_autocast_dtype(x.device.type)
     return tuple(

@@ -3,6 +3,7 @@
 TypeError for something that is not a tensor or has the wrong dtype, ValueError for shapes, devices and values.
 """
 
+import itertools
 import math
 
 import torch
@@ -98,7 +99,8 @@ def attention_mask(mask: Tensor, query: Tensor, shape: tuple[int, int, int, int]
     tensor("attn_mask", mask)
     if mask.dtype not in (torch.bool, torch.float32, query.dtype):
         raise TypeError(
-            f"attn_mask has dtype {mask.dtype}; expected bool (True takes part), float32 or query's {query.dtype} (added to the scores)"
+            f"attn_mask has dtype {mask.dtype}; expected bool (True takes part), or float32 or query's "
+            f"{query.dtype} (added to the scores)"
         )
     if mask.device != query.device:
         raise ValueError(f"attn_mask is on {mask.device} but query is on {query.device}; move one with .to(device)")
@@ -118,7 +120,8 @@ def slopes(alibi_slopes: Tensor, query: Tensor, batch: int, heads: int) -> Tenso
         raise TypeError(f"alibi_slopes has dtype {alibi_slopes.dtype}; expected float32")
     if tuple(alibi_slopes.shape) not in ((heads,), (batch, heads)):
         raise ValueError(
-            f"alibi_slopes has shape {tuple(alibi_slopes.shape)}; expected (heads,) = ({heads},) or (batch, heads) = ({batch}, {heads})"
+            f"alibi_slopes has shape {tuple(alibi_slopes.shape)}; expected (heads,) = ({heads},) or "
+            f"(batch, heads) = ({batch}, {heads})"
         )
     if alibi_slopes.device != query.device:
         raise ValueError(f"alibi_slopes is on {alibi_slopes.device} but query is on {query.device}; move one")
@@ -176,7 +179,7 @@ def cu_seqlens(name: str, x: Tensor, total_name: str, total: int, max_name: str,
             f"{name} runs from {values[0]} to {values[-1]}; expected 0 to {total}, the first dimension of {total_name}"
         )
     longest = 0
-    for before, after in zip(values, values[1:], strict=False):
+    for before, after in itertools.pairwise(values):
         if after < before:
             raise ValueError(f"{name} decreases from {before} to {after}; expected the running sum of lengths")
         longest = max(longest, after - before)

@@ -82,7 +82,4 @@ def needs_grad(*tensors: torch.Tensor | None) -> bool:
     """Whether a call has to be recorded by autograd."""
     if not torch.is_grad_enabled():
         return False
-    for tensor in tensors:
-        if tensor is not None and tensor.requires_grad:
-            return True
-    return False
+    return any(tensor is not None and tensor.requires_grad for tensor in tensors)

@@ -60,7 +60,7 @@ def attend(
 
     # Softmax by hand, because a row of nothing but -inf has to end as zeros in both directions.
     if score.shape[-1] == 0:
-        top = score.new_zeros(score.shape[:-1] + (1,))
+        top = score.new_zeros((*score.shape[:-1], 1))
     else:
         top = score.detach().amax(dim=-1, keepdim=True)
     top = top.masked_fill(top == -torch.inf, 0.0)

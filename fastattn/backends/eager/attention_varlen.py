@@ -22,7 +22,7 @@ def _unpack(packed: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> tuple[Tensor
 def _pack(padded: Tensor, cu_seqlens: Tensor, total: int) -> Tensor:
     """(batch, max_seqlen, …) to (total, …); tokens past the last sequence get zeros."""
     if total == 0 or padded.shape[0] == 0 or padded.shape[1] == 0:
-        return padded.new_zeros((total,) + padded.shape[2:])
+        return padded.new_zeros((total, *padded.shape[2:]))
     token = torch.arange(total, device=padded.device)
     ends = cu_seqlens[1:].long()
     sequence = torch.searchsorted(ends, token, right=True)
