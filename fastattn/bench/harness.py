@@ -22,6 +22,7 @@ FORWARD = "forward"  # under torch.no_grad
 TRAINING = "training"  # forward and backward; every floating input and every parameter gets its gradient
 OURS = "fastattn"
 EAGER = "eager"
+BACKEND = "backend"  # the kernel alone, where a case measures what a call costs beside it
 
 # fastattn's results must keep the rule of docs/numerics.md (`fastattn.verify`). Of the other peers it is only asked
 # whether they compute the same thing, since a figure beside another computation would mean nothing: they may err this
@@ -143,6 +144,14 @@ class Result:
         """Whether multiplying sets the floor, not moving."""
         return self.matmul_floor >= self.copy_floor
 
+    @property
+    def overhead(self) -> float | None:
+        """Seconds that a call takes beside its kernel; None where the case does not measure it."""
+        if BACKEND not in self.timings:
+            return None
+        pairs = zip(self.timings[OURS].samples, self.timings[BACKEND].samples, strict=True)
+        return statistics.median(call - kernel for call, kernel in pairs)
+
     def as_dict(self) -> dict:
         """For JSON: plain names and numbers, seconds throughout."""
         return {
@@ -155,6 +164,7 @@ class Result:
             "bytes": self.case.moved,
             "matmul_floor_s": self.matmul_floor,
             "copy_floor_s": self.copy_floor,
+            "overhead_s": self.overhead,
             "baseline": self.baseline,
             "peers": {name: self.peer_as_dict(name) for name in self.timings},
         }

@@ -25,14 +25,17 @@ def table(op: str, results: list[Result]) -> Table:
     names = list(dict.fromkeys(name for result in results for name in result.timings))
     view = Table(title=op, title_justify="left")
     view.add_column("case", min_width=28)
-    for name in (*names, f"times as fast as {results[0].baseline} (quartiles)", "rate", "of floor"):
+    overheads = [] if all(result.overhead is None for result in results) else ["call - backend"]
+    for name in (*names, *overheads, "times as fast as (quartiles)", "rate", "of floor"):
         view.add_column(name, justify="right")
     for result in results:
         ours, figures = result.timings[OURS], result.peer_as_dict(OURS)
         low, high = ours.ratio_range
         times = [_time(result.timings[name].median) if name in result.timings else "" for name in names]
+        if overheads:
+            times.append("" if result.overhead is None else _time(result.overhead))
         rate = f"{figures['gflops']:.1f} GFLOP/s" if result.compute_bound else f"{figures['gbytes_per_s']:.1f} GB/s"
-        ratio = f"[bold]{ours.ratio:.2f}[/] ({low:.2f} to {high:.2f})"
+        ratio = f"[bold]{ours.ratio:.2f}[/] {result.baseline} ({low:.2f} to {high:.2f})"
         view.add_row(str(result.case), *times, ratio, rate, f"{figures['share_of_floor']:.0%}")
     return view
 
@@ -69,7 +72,7 @@ def write_charts(folder: Path, results: list[Result]) -> list[Path]:
         axes.set_yticks(range(len(group)), [str(result.case) for result in group], fontsize=8)
         axes.invert_yaxis()
         axes.axvline(1, color="black", linewidth=0.8)
-        axes.set_xlabel(f"times as fast as {group[0].baseline}")
+        axes.set_xlabel(f"times as fast as {' or '.join(dict.fromkeys(result.baseline for result in group))}")
         axes.set_title(f"{op} on {name}")
         axes.legend(fontsize=8)
         paths.append(folder / f"{op}.png")

@@ -1,62 +1,80 @@
 """What a call costs beside its kernel: tensors so small that the kernel takes next to nothing.
 
-Compare fastattn's time with the kernel's own ("backend": the backend's `forward` on arguments already checked) and with
-torch's functions on the same tensors. In training the call includes a backward.
+Compare fastattn's time with the kernel's own ("backend": the backend's `forward` on arguments already checked, allocations
+included) and with torch's functions on the same tensors. "recorded" calls record a graph for a backward that does not
+follow; in training it does.
 """
 
 import functools
+from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch.nn import functional as F
 
 import fastattn
 
+from ...backends import BACKENDS
 from .. import peers
-from ..harness import FORWARD, OURS, TRAINING, Case, Peer, Problem
+from ..harness import BACKEND, FORWARD, OURS, TRAINING, Case, Peer, Problem
 from ._inputs import random
 
 
 def cases(quick: bool = False) -> list[Case]:
-    """Two tokens through each op."""
+    """Two tokens through each op: without a graph, with one, and with its backward."""
     builders = {"attention": _attention, "layer_norm": _layer_norm, "linear": _linear}
-    chosen = ["attention"] if quick else list(builders)
+    chosen = {"attention": _attention} if quick else builders
     return [
-        Case("overhead", {"tokens": 2, "dim": 16}, torch.float32, direction, builders[name], 64, 256, name)
-        for name in chosen
-        for direction in (FORWARD, TRAINING)
+        Case("overhead", {"tokens": 2, "dim": 16}, torch.float32, direction, build, 64, 256, f"{name}{recorded}")
+        for name, build in chosen.items()
+        for direction, recorded in ((FORWARD, ""), (FORWARD, " recorded"), (TRAINING, ""))
     ]
 
 
 def _attention(case: Case) -> Problem:
-    inputs = tuple(random(*[(1, 1, 2, 16)] * 3, dtype=case.dtype))
-    eager = Peer(peers.eager_attention, inputs)
-    others = {OURS: Peer(fastattn.attention, inputs), "sdpa": Peer(peers.sdpa, inputs), "eager": eager}
-    settings = (None, None, None, 0.25, -1, -1, 0, 0.0, 0.0)
-    return Problem(_with_backend(case, others, inputs, settings), "sdpa", eager)
+    inputs = random(*[(1, 1, 2, 16)] * 3, dtype=case.dtype)
+    others: dict[str, Callable] = {OURS: fastattn.attention, "sdpa": peers.sdpa, "eager": peers.eager_attention}
+    return _problem(case, others, "sdpa", inputs, (None, None, None, 0.25, -1, -1, 0, 0.0, 0.0))
 
 
 def _layer_norm(case: Case) -> Problem:
-    inputs = tuple(random((2, 16), (16,), (16,), dtype=case.dtype))
-    eager = Peer(lambda x, weight, bias: F.layer_norm(x, (16,), weight, bias), inputs)
-    others = {OURS: Peer(fastattn.layer_norm, inputs), "eager": eager}
-    return Problem(_with_backend(case, others, inputs, (None, None, 1e-5, 0.0)), "eager", eager)
+    inputs = random((2, 16), (16,), (16,), dtype=case.dtype)
+    others: dict[str, Callable] = {
+        OURS: fastattn.layer_norm,
+        "eager": lambda x, weight, bias: F.layer_norm(x, (16,), weight, bias),
+    }
+    return _problem(case, others, "eager", inputs, (None, None, 1e-5, 0.0))
 
 
 def _linear(case: Case) -> Problem:
-    inputs = tuple(random((2, 16), (16, 16), (16,), dtype=case.dtype))
-    eager = Peer(F.linear, inputs)
-    others = {OURS: Peer(fastattn.linear, inputs), "eager": eager}
-    return Problem(_with_backend(case, others, inputs, (None, "none", False)), "eager", eager)
+    inputs = random((2, 16), (16, 16), (16,), dtype=case.dtype)
+    return _problem(case, {OURS: fastattn.linear, "eager": F.linear}, "eager", inputs, (None, "none", False))
 
 
-def _with_backend(case: Case, others: dict[str, Peer], inputs: tuple, settings: tuple) -> dict[str, Peer]:
-    """Adds the chosen backend's forward, called straight."""
-    if case.direction == TRAINING:
-        return others
-    chosen = fastattn.explain(case.options, *inputs).backend
-    forward = fastattn.dispatch.BACKENDS[chosen][case.options].forward
-    return {**others, "backend": Peer(functools.partial(_first, forward, settings), inputs)}
+def _problem(
+    case: Case, calls: dict[str, Callable], baseline: str, inputs: list[torch.Tensor], settings: tuple
+) -> Problem:
+    """`settings` are what the backend's forward takes after the inputs."""
+    op, *recorded = case.options.split()
+    definition = Peer(calls["eager"], tuple(inputs))
+    if case.direction == FORWARD:
+        backend = fastattn.explain(op, *inputs).backend
+        calls[BACKEND] = functools.partial(_first, BACKENDS[backend][op].forward, settings)
+    others = {name: Peer(call, tuple(inputs)) for name, call in calls.items()}
+    if recorded:
+        leaves = tuple(x.requires_grad_() for x in inputs)
+        others = {name: replace(peer, call=_recording(peer.call), inputs=leaves) for name, peer in others.items()}
+        others[BACKEND] = Peer(calls[BACKEND], tuple(x.detach() for x in inputs))
+    return Problem(others, baseline, definition)
 
 
-def _first(forward, settings: tuple, *inputs):
+def _recording(call: Callable) -> Callable:
+    def recorded(*inputs):
+        with torch.enable_grad():
+            return call(*inputs)
+
+    return recorded
+
+
+def _first(forward: Callable, settings: tuple, *inputs):
     return forward(*inputs, *settings)[0]
