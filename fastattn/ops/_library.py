@@ -1,21 +1,54 @@
-"""Registers the ops with torch.library, so that torch.compile, export and fake tensors see one node a call.
+"""Registers the ops with torch.library, and calls them: through the registration where somebody watches, else straight.
 
-Each op is `fastattn::<op>`, and where it has a backward kernel `fastattn::<op>_backward`. The last argument is the name of the
-backend, so that a graph keeps the choice made when it was traced. `Library.define` and `impl` cost a call 2 µs;
-`torch.library.custom_op` would cost 10.
+Each op is `fastattn::<op>`, and where it has a backward kernel `fastattn::<op>_backward`, so that torch.compile, export, fake
+tensors, functional transforms and the profiler see one node a call. The last argument is the name of the backend, so that a
+graph keeps the choice made when it was traced. A call that nothing watches skips torch's dispatcher, which costs 4 µs.
 """
 
 from collections.abc import Callable
+from types import NoneType
 
 import torch
+from torch import Tensor
+from torch.nn import Parameter
 
 from ..backends import BACKENDS
 
 _LIBRARY = torch.library.Library("fastattn", "DEF")
 
+_PLAIN_TYPES = {Tensor, Parameter, NoneType, int, float, bool, str, list}
 
-def define(op: str, schema: str, fake: Callable, direction: str = "forward") -> torch._ops.OpOverload:
-    """Registers `fastattn::<op>` (or `<op>_backward`) and returns it.
+
+def _watched(args: tuple) -> bool:
+    """Whether the call must go through torch's dispatcher: a tracer, a mode, a transform or a tensor subclass is at work."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._get_tracing_state() is not None
+        or torch.autograd.profiler._is_profiler_enabled
+        or not _PLAIN_TYPES.issuperset(map(type, args))
+    )
+
+
+class Op:
+    """A registered op: `overload` for torch's dispatcher; calling it takes the shortest way to the kernel."""
+
+    def __init__(self, op: str, direction: str, overload: torch._ops.OpOverload) -> None:
+        self.op, self.direction, self.overload = op, direction, overload
+
+    def __call__(self, *args):
+        if _watched(args):
+            return self.overload(*args)
+        return self.kernel(*args)
+
+    def kernel(self, *args):
+        """The backend's function, without torch in between."""
+        return getattr(BACKENDS[args[-1]][self.op], self.direction)(*args[:-1])
+
+
+def define(op: str, schema: str, fake: Callable, direction: str = "forward") -> Op:
+    """Registers `fastattn::<op>` (or `<op>_backward`).
 
     Args:
         schema: the arguments without the backend, and the results: `"(Tensor x, …) -> Tensor"`.
@@ -23,13 +56,10 @@ def define(op: str, schema: str, fake: Callable, direction: str = "forward") -> 
     """
     name = op if direction == "forward" else f"{op}_backward"
     _LIBRARY.define(name + schema.replace(") ->", ", str backend) ->", 1))
-
-    def run(*args):
-        return getattr(BACKENDS[args[-1]][op], direction)(*args[:-1])
-
-    _LIBRARY.impl(name, run, "CompositeExplicitAutograd")
+    registered = Op(op, direction, getattr(torch.ops.fastattn, name).default)
+    _LIBRARY.impl(name, registered.kernel, "CompositeExplicitAutograd")
     torch.library.register_fake(f"fastattn::{name}", fake, lib=_LIBRARY)
-    return getattr(torch.ops.fastattn, name).default
+    return registered
 
 
 def define_composite(op: str, schema: str) -> torch._ops.OpOverload:
@@ -39,13 +69,36 @@ def define_composite(op: str, schema: str) -> torch._ops.OpOverload:
     return getattr(torch.ops.fastattn, op).default
 
 
+_TWINS: dict[type[torch.autograd.Function], type[torch.autograd.Function]] = {}
+
+
+def differentiable(function: type[torch.autograd.Function]) -> type[torch.autograd.Function]:
+    """Gives a Function with `setup_context` (which transforms need) a twin without (which costs a third of it a call)."""
+
+    def forward(ctx, *args):
+        output = function.forward(*args)
+        function.setup_context(ctx, args, output)
+        return output
+
+    twin = type(
+        function.__name__,
+        (torch.autograd.Function,),
+        {"forward": staticmethod(forward), "backward": staticmethod(function.backward)},
+    )
+    function.generate_vmap_rule = True
+    _TWINS[function] = twin
+    return function
+
+
 def record(function: type[torch.autograd.Function], *args):
-    """`function.apply(*args)`; a tensor given twice (self-attention's lengths, a tied input) is made two for torch.compile."""
+    """Runs a differentiable Function. A tensor given twice (lengths in self-attention) is made two for torch.compile."""
+    if not _watched(args):
+        return _TWINS[function].apply(*args)
     if torch.compiler.is_compiling():
-        seen: list[torch.Tensor] = []
+        seen: list[Tensor] = []
         distinct = []
         for arg in args:
-            if isinstance(arg, torch.Tensor):
+            if isinstance(arg, Tensor):
                 if any(arg is other for other in seen):
                     arg = arg.view_as(arg)
                 seen.append(arg)
@@ -54,7 +107,7 @@ def record(function: type[torch.autograd.Function], *args):
     return function.apply(*args)
 
 
-def run_backward(backward: torch._ops.OpOverload, *args) -> tuple:
+def run_backward(backward: Op, *args) -> tuple:
     """Calls a backward op; where a second derivative might be asked for (create_graph), one that says it has none."""
     return _OnceDifferentiable.apply(backward, *args) if torch.is_grad_enabled() else backward(*args)
 
@@ -68,7 +121,7 @@ class _OnceDifferentiable(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        ctx.op = inputs[0].name().removesuffix("_backward").replace("::", ".")
+        ctx.op = f"fastattn.{inputs[0].op}"
 
     @staticmethod
     def backward(ctx, *grads):
@@ -78,7 +131,7 @@ class _OnceDifferentiable(torch.autograd.Function):
         )
 
 
-def needs_grad(*tensors: torch.Tensor | None) -> bool:
+def needs_grad(*tensors: Tensor | None) -> bool:
     """Whether a call has to be recorded by autograd."""
     if not torch.is_grad_enabled():
         return False

@@ -103,9 +103,8 @@ def attention(
     return (out, lse) if return_lse else out
 
 
+@_library.differentiable
 class _Attention(torch.autograd.Function):
-    generate_vmap_rule = True
-
     @staticmethod
     def forward(*args):
         return _forward(*args)

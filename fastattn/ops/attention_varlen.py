@@ -99,9 +99,8 @@ def attention_varlen(
     return (out, lse) if return_lse else out
 
 
+@_library.differentiable
 class _AttentionVarlen(torch.autograd.Function):
-    generate_vmap_rule = True
-
     @staticmethod
     def forward(*args):
         return _forward(*args)

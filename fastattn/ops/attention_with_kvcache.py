@@ -91,6 +91,9 @@ def attention_with_kvcache(
         _checks.softcap_value(softcap),
     )
     out, lse = _forward(*args, dispatch.choose("attention_with_kvcache", args))
+    if k is not None and not torch.compiler.is_compiling():
+        # So that autograd notices if somebody saved the cache for a backward.
+        torch.autograd.graph.increment_version((k_cache, v_cache))
     return (out, lse) if return_lse else out
 
 

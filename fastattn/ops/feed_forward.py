@@ -73,9 +73,8 @@ def feed_forward(
     return _forward(*args, backend)[0]
 
 
+@_library.differentiable
 class _FeedForward(torch.autograd.Function):
-    generate_vmap_rule = True
-
     @staticmethod
     def forward(*args):
         return _forward(*args)

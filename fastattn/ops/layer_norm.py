@@ -70,9 +70,8 @@ def norm_inputs(x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor | No
     return x, residual
 
 
+@_library.differentiable
 class _LayerNorm(torch.autograd.Function):
-    generate_vmap_rule = True
-
     @staticmethod
     def forward(*args):
         return _forward(*args)

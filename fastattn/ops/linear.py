@@ -84,9 +84,8 @@ def vector(name: str, bias: Tensor, size: int, meaning: str, x: Tensor) -> None:
         raise ValueError(f"{name} has shape {tuple(bias.shape)}; expected ({meaning},) = ({size},)")
 
 
+@_library.differentiable
 class _Linear(torch.autograd.Function):
-    generate_vmap_rule = True
-
     @staticmethod
     def forward(*args):
         return _forward(*args)

@@ -51,9 +51,8 @@ def rms_norm(
     return out if residual is None else (out, total)
 
 
+@_library.differentiable
 class _RMSNorm(torch.autograd.Function):
-    generate_vmap_rule = True
-
     @staticmethod
     def forward(*args):
         return _forward(*args)
