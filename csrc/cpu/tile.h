@@ -1,0 +1,199 @@
+// The register tile that every matrix product of the CPU kernels is made of, and the packing of its operands.
+//
+//     C (kTileRows x kTileColumns)  =  [C +]  A (kTileRows x depth) . B (depth x kTileColumns)            in float32
+//
+//                      b: a panel            One step broadcasts kTileRows elements of A, each against the kTileVectors
+//                    +-------------+         vectors of one row of B, into kTileRows * kTileVectors accumulators that
+//              step  |  .  .  .  . |         stay in registers. B is read in order: a panel holds `depth` rows of
+//                    +-------------+         kTileColumns elements. A may be packed the same way (kTileRows elements a
+//       step                                 step) or lie in any matrix with strides.
+//      +-----+       +-------------+
+//    a |  .  |       |  C: tile    |         A step is 2 * kTileRows * kTileColumns flops for kTileVectors + kTileRows
+//      +-----+       +-------------+         loads: the multiply-add units are the bound once depth hides the start.
+//
+// Products:
+//     tile_product<kRows>(depth, a, a_row, a_step, b, b_step, c, c_row, accumulate)
+//         element (r, s) of A at a[r * a_row + s * a_step]; row s of B at b + s * b_step; row r of C at c + r * c_row.
+//         kRows <= kTileRows rows are computed (any from 1; kTileRows by default).
+//     tile_product(a, b, depth, c, accumulate)
+//         both packed, C contiguous: a_row 1, a_step kTileRows, b_step = c_row = kTileColumns.
+//     tile_rows(rows, …)   the first with `rows` known at run time only, 1 … kTileRows.
+//
+// The same with bfloat16 operands and float32 sums, where kBFloat16Pairs (avx512_bf16 and its emulation): `a` and `b`
+// are BFloat16Pair, two steps of one row or column in 32 bits, and strides and depth count pairs. A product is rounded
+// once it has been added (the instruction flushes subnormals to zero).
+//
+// Packing (T is float, BFloat16 or Half; element (s, j) at from[s * step + j * stride]):
+//     pack_panel(from, step, stride, depth, columns, panel)         j: a column of B, kTileColumns a step, zeros beyond
+//     pack_strip(from, step, stride, depth, rows, strip)            j: a row of A, kTileRows a step, zeros beyond
+//     pack_pairs<kWidth>(from, step, stride, depth, count, packed)  the same as pairs, kWidth columns or rows a step;
+//                                                                   an odd depth is filled up with zeros
+// Both transpose while they copy where j is not the dimension that lies next to each other.
+#pragma once
+
+#include "simd.h"
+
+namespace fastattn::FASTATTN_ISA {
+
+constexpr int kTileVectors = 2;
+constexpr int kTileColumns = kTileVectors * kLanes;
+constexpr int kTileRows = kLanes == 4 ? 4 : kLanes == 8 ? 6 : 12;
+
+#ifdef FASTATTN_BF16_PAIRS
+constexpr bool kBFloat16Pairs = true;
+#else
+constexpr bool kBFloat16Pairs = false;
+#endif
+
+// Steps 2 p (low half) and 2 p + 1 of a row or column.
+struct BFloat16Pair {
+    uint32_t bits;
+};
+
+namespace detail {
+
+FASTATTN_INLINE Vec load_step(const float* b) { return load(b); }
+FASTATTN_INLINE Vec splat_step(const float* a) { return splat(*a); }
+FASTATTN_INLINE Vec add_product(Vec sum, const float*, Vec a, Vec b) { return sum + a * b; }
+
+FASTATTN_INLINE Vec load_step(const BFloat16Pair* b) { return load(reinterpret_cast<const float*>(b)); }
+FASTATTN_INLINE Vec splat_step(const BFloat16Pair* a) { return Vec(a->bits + Bits{}); }
+FASTATTN_INLINE Vec add_product(Vec sum, const BFloat16Pair*, Vec a, Vec b) {
+#if defined(__AVX512BF16__) && FASTATTN_AVX512
+    return Vec(_mm512_dpbf16_ps(__m512(sum), reinterpret_cast<__m512bh&>(a), reinterpret_cast<__m512bh&>(b)));
+#else
+    const Vec a_low = Vec(Bits(a) << 16), b_low = Vec(Bits(b) << 16);
+    const Vec a_high = Vec(Bits(a) & 0xffff0000u), b_high = Vec(Bits(b) & 0xffff0000u);
+    return (sum + a_low * b_low) + a_high * b_high;
+#endif
+}
+
+}  // namespace detail
+
+template <int kRows = kTileRows, class T>
+FASTATTN_INLINE void tile_product(int64_t depth, const T* a, int64_t a_row, int64_t a_step, const T* b, int64_t b_step,
+                                  float* c, int64_t c_row, bool accumulate) {
+    Vec sum[kRows][kTileVectors];
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) {
+        for (int v = 0; v < kTileVectors; ++v) sum[r][v] = Vec{};
+    }
+    for (int64_t s = 0; s < depth; ++s) {
+        Vec right[kTileVectors];
+        for (int v = 0; v < kTileVectors; ++v) right[v] = detail::load_step(b + v * kLanes);
+#pragma GCC unroll 16
+        for (int r = 0; r < kRows; ++r) {
+            const Vec left = detail::splat_step(a + r * a_row);
+            for (int v = 0; v < kTileVectors; ++v) sum[r][v] = detail::add_product(sum[r][v], a, left, right[v]);
+        }
+        a += a_step;
+        b += b_step;
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) {
+        for (int v = 0; v < kTileVectors; ++v) {
+            float* place = c + r * c_row + v * kLanes;
+            store(place, accumulate ? load(place) + sum[r][v] : sum[r][v]);
+        }
+    }
+}
+
+template <class T>
+FASTATTN_INLINE void tile_product(const T* a, const T* b, int64_t depth, float* c, bool accumulate) {
+    tile_product(depth, a, 1, kTileRows, b, kTileColumns, c, kTileColumns, accumulate);
+}
+
+// Compiled once for each number of rows, not inlined.
+template <class T, int kRows = kTileRows>
+__attribute__((noinline)) void tile_rows(int rows, int64_t depth, const T* a, int64_t a_row, int64_t a_step, const T* b,
+                                         int64_t b_step, float* c, int64_t c_row, bool accumulate) {
+    if constexpr (kRows > 1) {
+        if (rows < kRows) {
+            return tile_rows<T, kRows - 1>(rows, depth, a, a_row, a_step, b, b_step, c, c_row, accumulate);
+        }
+    }
+    tile_product<kRows>(depth, a, a_row, a_step, b, b_step, c, c_row, accumulate);
+}
+
+// ---- Packing --------------------------------------------------------------------------------------------------------
+
+namespace detail {
+
+// kWidth elements a step; `count` of them are there, the rest is zero.
+template <int kWidth, class T>
+inline void pack(const T* from, int64_t step, int64_t stride, int64_t depth, int64_t count, float* packed) {
+    if (stride == 1 && count >= kLanes) {
+        for (int64_t s = 0; s < depth; ++s) {
+            const T* row = from + s * step;
+            float* to = packed + s * kWidth;
+            int64_t j = 0;
+            for (; j + kLanes <= count; j += kLanes) store(to + j, load(row + j));
+            for (; j < count; ++j) to[j] = to_float(row[j]);
+            for (; j < kWidth; ++j) to[j] = 0.0f;
+        }
+        return;
+    }
+    int64_t s = 0;
+    if (step == 1) {
+        for (; s + kLanes <= depth; s += kLanes) {
+            for (int first = 0; first < kWidth; first += kLanes) {
+                Vec rows[kLanes];
+                for (int j = 0; j < kLanes; ++j) {
+                    rows[j] = first + j < count ? load(from + s + (first + j) * stride) : Vec{};
+                }
+                transpose(rows);
+                for (int i = 0; i < kLanes; ++i) {
+                    float* to = packed + (s + i) * kWidth + first;
+                    if (kWidth - first >= kLanes) {
+                        store(to, rows[i]);
+                    } else {
+                        store_partial(to, rows[i], kWidth - first);
+                    }
+                }
+            }
+        }
+    }
+    for (; s < depth; ++s) {
+        for (int64_t j = 0; j < kWidth; ++j) {
+            packed[s * kWidth + j] = j < count ? to_float(from[s * step + j * stride]) : 0.0f;
+        }
+    }
+}
+
+}  // namespace detail
+
+// depth * kTileColumns floats.
+template <class T>
+inline void pack_panel(const T* from, int64_t step, int64_t stride, int64_t depth, int64_t columns, float* panel) {
+    detail::pack<kTileColumns>(from, step, stride, depth, columns, panel);
+}
+
+// depth * kTileRows floats.
+template <class T>
+inline void pack_strip(const T* from, int64_t step, int64_t stride, int64_t depth, int64_t rows, float* strip) {
+    detail::pack<kTileRows>(from, step, stride, depth, rows, strip);
+}
+
+// (depth + 1) / 2 * kWidth pairs.
+template <int kWidth>
+inline void pack_pairs(const BFloat16* from, int64_t step, int64_t stride, int64_t depth, int64_t count,
+                       BFloat16Pair* packed) {
+    for (int64_t s = 0; s < depth; s += 2) {
+        const BFloat16 *low = from + s * step, *high = low + step;
+        BFloat16Pair* to = packed + s / 2 * kWidth;
+        int64_t j = 0;
+        if (stride == 1 && s + 1 < depth) {
+            for (; j + kLanes <= count; j += kLanes) {
+                const Bits pair = (Bits(load(low + j)) >> 16) | Bits(load(high + j));
+                store(reinterpret_cast<float*>(to + j), Vec(pair));
+            }
+        }
+        for (; j < count; ++j) {
+            const uint32_t second = s + 1 < depth ? high[j * stride].bits : 0;
+            to[j].bits = low[j * stride].bits | second << 16;
+        }
+        for (; j < kWidth; ++j) to[j].bits = 0;
+    }
+}
+
+}  // namespace fastattn::FASTATTN_ISA
