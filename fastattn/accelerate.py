@@ -193,7 +193,7 @@ def _report(modules: dict[str, nn.Module], refused: dict[str, str], transformers
     return Report(tuple(replaced), tuple(left))
 
 
-def _why_left(kind: type) -> str:
+def _why_left(kind: type[nn.Module]) -> str:
     if kind.__name__ in _LEFT:
         return _LEFT[kind.__name__]
     for ancestor in kind.__mro__[1:]:

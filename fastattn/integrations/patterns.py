@@ -41,7 +41,7 @@ class Pattern(Swapped):
     getters: ClassVar[list[Callable[[Any], Any] | None]]
 
     @classmethod
-    def prepare(cls, original: type) -> dict[str, Any]:
+    def prepare(cls, original: type[nn.Module]) -> dict[str, Any]:
         unknown = set(cls.paths) - set(cls.roles)
         if unknown:
             raise ValueError(f"{original.__name__}: {cls.__name__} has no parts {sorted(unknown)}, only {cls.roles}")
@@ -179,7 +179,7 @@ class PreNormBlock(Pattern):
     arguments: ClassVar[dict[str, Any]]
 
     @classmethod
-    def prepare(cls, original: type) -> dict[str, Any]:
+    def prepare(cls, original: type[nn.Module]) -> dict[str, Any]:
         parameters = list(inspect.signature(inspect.unwrap(original.forward)).parameters.values())[2:]
         named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
         arguments = {p.name: None if p.default is p.empty else p.default for p in named}

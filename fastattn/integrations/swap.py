@@ -45,7 +45,7 @@ class Swapped:
         return []
 
     @classmethod
-    def prepare(cls, original: type) -> dict[str, Any]:
+    def prepare(cls, original: type[nn.Module]) -> dict[str, Any]:
         """Class attributes worked out once from the original class."""
         return {}
 
@@ -75,7 +75,7 @@ def register(original: str, fused: type, **attributes: Any) -> None:
     _rows[original] = _Row(fused, attributes)
 
 
-def swapped_class(original: type) -> type[Swapped] | None:
+def swapped_class(original: type[nn.Module]) -> type[Swapped] | None:
     """The fused class that stands in for this one; None where no row of the table names it."""
     made = _made.get(original)
     if made is not None:

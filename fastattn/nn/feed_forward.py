@@ -1,7 +1,7 @@
 """Linear layers and the position-wise feed-forward network, with bias, activation, residual and dropout fused in."""
 
 from collections.abc import Callable
-from typing import Any, TypeGuard
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,19 +14,28 @@ from . import _checks, _modules
 ACTIVATIONS = ("relu", "gelu", "gelu_tanh", "silu")
 
 
+# What a module of exactly this class computes, by the ops' names. A library's classes are added where it is integrated.
+ACTIVATION_MODULES: dict[type, Callable[[Any], str | None]] = {
+    nn.ReLU: lambda _: "relu",
+    nn.GELU: lambda gelu: "gelu" if gelu.approximate == "none" else "gelu_tanh",
+    nn.SiLU: lambda _: "silu",
+}
+_ACTIVATION_FUNCTIONS = ((F.relu, "relu"), (torch.relu, "relu"), (F.gelu, "gelu"), (F.silu, "silu"))
+
+# Classes of linear layers, and how to read their weight, as (out, in), and bias.
+LINEAR_MODULES: dict[type, Callable[[Any], tuple[Tensor, Tensor | None]]] = {
+    nn.Linear: lambda linear: (linear.weight, linear.bias)
+}
+
+
 def activation_name(activation: str | Callable[[Tensor], Tensor]) -> str | None:
     """The name under which the ops know an activation, or None for a callable that they do not know."""
     if isinstance(activation, str):
         return activation if activation in ACTIVATIONS else None
-    if activation in (F.relu, torch.relu) or type(activation) is nn.ReLU:
-        return "relu"
-    if activation is F.gelu:
-        return "gelu"
-    if type(activation) is nn.GELU:
-        return "gelu" if activation.approximate == "none" else "gelu_tanh"
-    if activation is F.silu or type(activation) is nn.SiLU:
-        return "silu"
-    return None
+    if isinstance(activation, nn.Module):
+        read = ACTIVATION_MODULES.get(type(activation))
+        return None if read is None or _modules.hooked(activation) else read(activation)
+    return next((name for function, name in _ACTIVATION_FUNCTIONS if function is activation), None)
 
 
 def _named(activation: str) -> str:
@@ -147,32 +156,33 @@ class FeedForward(nn.Module):
         return f"activation={self.activation!r}, gated={self.linear_gate is not None}"
 
 
-def _plain(linear: nn.Module) -> TypeGuard[nn.Linear]:
-    """A linear layer that is its weight and bias and nothing else: not adapted, quantised, parametrised or watched."""
-    return type(linear) is nn.Linear and not _modules.hooked(linear)
+def weights(linear: nn.Module) -> tuple[Tensor, Tensor | None] | None:
+    """(weight, bias) of a layer that is no more than these; None where it is adapted, quantised, parametrised, watched."""
+    read = LINEAR_MODULES.get(type(linear))
+    return None if read is None or _modules.hooked(linear) else read(linear)
 
 
 def feed_forward(
     x: Tensor,
     linear1: nn.Module,
     activation: Callable[[Tensor], Tensor],
-    dropout: nn.Module,
+    dropout: nn.Module | None,
     linear2: nn.Module,
+    gate: nn.Module | None = None,
 ) -> Tensor:
-    """linear2(dropout(activation(linear1(x)))): one op where it knows all four, else each in turn."""
-    name, dropout_p = activation_name(activation), _modules.dropout_p(dropout)
-    if name is not None and dropout_p is not None and _plain(linear1) and _plain(linear2):
-        return ops.feed_forward(
-            x,
-            linear1.weight,
-            linear1.bias,
-            linear2.weight,
-            linear2.bias,
-            activation=name,
-            dropout_p=dropout_p,
-        )
-    return _linear(dropout(activation(_linear(x, linear1))), linear2)
+    """linear2(dropout(activation(linear1(x)))), or gated linear2(dropout(activation(gate(x)) ∘ linear1(x))).
+
+    One op where it knows all of them, else each in turn.
+    """
+    name, dropout_p = activation_name(activation), 0.0 if dropout is None else _modules.dropout_p(dropout)
+    first, last = weights(linear1), weights(linear2)
+    gated = (None, None) if gate is None else weights(gate)
+    if name is not None and dropout_p is not None and first and last and gated and gated[1] is None:
+        return ops.feed_forward(x, *first, *last, activation=name, w_gate=gated[0], dropout_p=dropout_p)
+    hidden = activation(_linear(x, linear1)) if gate is None else activation(_linear(x, gate)) * _linear(x, linear1)
+    return _linear(hidden if dropout is None else dropout(hidden), linear2)
 
 
 def _linear(x: Tensor, linear: nn.Module) -> Tensor:
-    return ops.linear(x, linear.weight, linear.bias) if _plain(linear) else linear(x)
+    plain = weights(linear)
+    return linear(x) if plain is None else ops.linear(x, *plain)

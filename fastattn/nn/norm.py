@@ -67,6 +67,7 @@ class LayerNorm(nn.LayerNorm):
 
     # Class attributes rather than state, so that a torch.nn.LayerNorm can become this class in place.
     dropout: float = 0.0
+    adds_residual = True  # what add_norm asks for
 
     def __init__(
         self,
@@ -143,6 +144,7 @@ class RMSNorm(nn.RMSNorm):
     """
 
     dropout: float = 0.0
+    adds_residual = True  # what add_norm asks for
 
     def __init__(
         self,
@@ -200,10 +202,10 @@ def _set_dropout(module: LayerNorm | RMSNorm, dropout: float) -> None:
     module.dropout = dropout
 
 
-def add_norm(norm: nn.Module, x: Tensor, residual: Tensor, dropout: nn.Module) -> tuple[Tensor, Tensor]:
-    """(norm(sum), sum) with sum = residual + dropout(x): one pass where norm and dropout are the modules it knows."""
-    dropout_p = _modules.dropout_p(dropout)
-    if isinstance(norm, (LayerNorm, RMSNorm)) and dropout_p is not None:
+def add_norm(norm: nn.Module, x: Tensor, residual: Tensor, dropout: nn.Module | None = None) -> tuple[Tensor, Tensor]:
+    """(norm(sum), sum) with sum = residual + dropout(x): one pass where norm and dropout are modules it knows."""
+    dropout_p = 0.0 if dropout is None else _modules.dropout_p(dropout)
+    if dropout_p is not None and getattr(norm, "adds_residual", False):
         return norm(x, residual, dropout_p=dropout_p)
-    total = residual + dropout(x)
+    total = residual + (x if dropout is None else dropout(x))
     return norm(total), total
