@@ -67,7 +67,7 @@ def replay(benchmark, request):
     def run(case: Case, peer: str) -> None:
         key = f"{case.op} {case}"
         if key not in _measured:
-            seconds, min_rounds = (0.05, 3) if quick else (2.0, 7)
+            seconds, min_rounds = (0.05, 3) if quick else (2.0, 5)
             compile = not quick and peers.compile_unavailable() is None
             _measured.clear()  # cases come one after another; an old one's result is not asked for again
             _measured[key] = compare(case, FLOORS, seconds=seconds, min_rounds=min_rounds, compile=compile)

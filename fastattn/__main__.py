@@ -38,7 +38,8 @@ def main(arguments: list[str] | None = None) -> None:
             top.error(f"there is no benchmark of {', '.join(unknown)}; choose from {', '.join(CASES)}")
         from ._cli.bench import bench
 
-        bench(options.op or list(CASES), options.quick, options.seconds, options.json, options.plot)
+        compile = not options.quick if options.compile is None else options.compile
+        bench(options.op or list(CASES), options.quick, options.seconds, compile, options.json, options.plot)
 
 
 if __name__ == "__main__":

@@ -191,7 +191,7 @@ def peer_names(case: Case, compile: bool) -> list[str]:
     return list(_with_compile(case.build(case), compile).peers)
 
 
-def compare(case: Case, floors: Floors, *, seconds: float = 2.0, min_rounds: int = 7, compile: bool = True) -> Result:
+def compare(case: Case, floors: Floors, *, seconds: float = 2.0, min_rounds: int = 5, compile: bool = True) -> Result:
     """Checks and times every peer of a case, spending about `seconds` on the timing.
 
     With `compile`, torch.compile of the eager peer is one more peer.

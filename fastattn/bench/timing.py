@@ -18,7 +18,7 @@ def interleave(
     repeats = []
     for call in calls:
         call()
-        once = min(_time(call, 1) for _ in range(2))
+        once = _time(call, 1)
         repeats.append(max(1, math.ceil(sample / max(once, 1e-9))))
     samples: list[list[float]] = [[] for _ in calls]
     end = time.perf_counter() + seconds
