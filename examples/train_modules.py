@@ -21,7 +21,9 @@ class Reverser(torch.nn.Module):
         self.embedding = torch.nn.Embedding(SYMBOLS, WIDTH)
         self.position = torch.nn.Parameter(torch.randn(LENGTH, WIDTH) / 8)
         layer = fastattn.nn.TransformerEncoderLayer(WIDTH, 4, 4 * WIDTH, dropout=0.0, batch_first=True, norm_first=True)
-        self.encoder = fastattn.nn.TransformerEncoder(layer, num_layers=2, norm=fastattn.nn.LayerNorm(WIDTH))
+        self.encoder = fastattn.nn.TransformerEncoder(
+            layer, 2, norm=fastattn.nn.LayerNorm(WIDTH), enable_nested_tensor=False
+        )
         self.head = torch.nn.Linear(WIDTH, SYMBOLS)
 
     def forward(self, symbols: torch.Tensor) -> torch.Tensor:

@@ -2,6 +2,8 @@
 
 import torch
 
+import fastattn.nn
+
 from ..harness import FORWARD, OURS, TRAINING, Case, Peer, Problem
 from ._inputs import random
 
@@ -34,8 +36,6 @@ def _case(batch, seq, dim, heads, *, dtype=FLOAT, direction=FORWARD) -> Case:
 
 
 def _build(case: Case) -> Problem:
-    import fastattn.nn
-
     batch, seq, dim, heads = case.shape.values()
 
     def layer(kind: type[torch.nn.TransformerEncoderLayer]) -> torch.nn.TransformerEncoderLayer:

@@ -1,0 +1,115 @@
+"""`python -m fastattn`, and the benchmark harness behind it: figures only for results that are right."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastattn.__main__ import main
+from fastattn._cli.info import example
+from fastattn.backends import BACKENDS, OPS
+from fastattn.bench.cases import CASES
+from fastattn.bench.harness import FORWARD, OURS, TRAINING, Peer, compare
+from fastattn.bench.machine import Floors
+from fastattn.bench.timing import interleave
+from fastattn.dispatch import explain
+
+ROOT = Path(__file__).parents[1]
+PNG = b"\x89PNG\r\n"
+
+
+def test_info_names_every_op_and_backend(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    main(["info"])
+    out = capsys.readouterr().out
+    assert torch.__version__ in out
+    for name in (*OPS, *BACKENDS):
+        assert name in out
+    for line in ("cpu", "threads", "fastattn"):
+        assert line in out
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_info_asks_with_arguments_the_op_takes(op):
+    args, kwargs = example(op, torch.float32, "cpu")
+    assert explain(op, *args, **kwargs).reasons["eager"] is None
+
+
+def test_bench_writes_valid_figures(tmp_path, capsys):
+    main(["bench", "--quick", "--json", str(tmp_path / "figures.json"), "--plot", str(tmp_path / "charts")])
+    content = json.loads((tmp_path / "figures.json").read_text())
+    assert content["machine"]["torch"] == torch.__version__
+    assert content["machine"]["threads"] == torch.get_num_threads()
+    assert content["floors"]["matmul_gflops"]["float32"] > 0
+    assert {result["op"] for result in content["results"]} == set(CASES)
+    for result in content["results"]:
+        assert result["peers"][result["baseline"]]["ratio"] == 1
+        assert OURS in result["peers"]
+        for figures in result["peers"].values():
+            assert figures["min_s"] <= figures["median_s"] <= figures["max_s"]
+            low, high = figures["ratio_quartiles"]
+            assert low <= figures["ratio"] <= high
+            assert figures["gflops"] == pytest.approx(result["flops"] / figures["median_s"] / 1e9)
+    charts = sorted(path.stem for path in (tmp_path / "charts").iterdir())
+    assert charts == sorted(CASES)
+    assert all(path.read_bytes().startswith(PNG) for path in (tmp_path / "charts").iterdir())
+    out = capsys.readouterr().out
+    assert all(op in out for op in CASES)
+
+
+def test_bench_of_an_unknown_op_names_the_known_ones(capsys):
+    with pytest.raises(SystemExit):
+        main(["bench", "attentoin"])
+    message = capsys.readouterr().err
+    assert "attentoin" in message
+    assert all(op in message for op in CASES)
+
+
+def test_every_case_has_a_distinct_name_and_a_positive_cost():
+    for op, cases in CASES.items():
+        for quick in (False, True):
+            chosen = cases(quick)
+            assert len({str(case) for case in chosen}) == len(chosen), op
+            assert {case.op for case in chosen} == {op}
+            assert all(case.flops > 0 and case.moved > 0 for case in chosen)
+
+
+@pytest.mark.parametrize("direction", [FORWARD, TRAINING])
+def test_a_wrong_result_gets_no_figure(direction):
+    case = next(case for case in CASES["rms_norm"](True) if case.direction == direction)
+    problem = case.build(case)
+    right = problem.peers[OURS]
+
+    def wrong(x, residual, weight):
+        out, total = right.call(x, residual, weight)
+        return out * 1.001, total
+
+    broken = replace(problem, peers={**problem.peers, OURS: Peer(wrong, right.inputs)})
+    with pytest.raises(AssertionError, match="result 0 of fastattn"):
+        compare(replace(case, build=lambda case: broken), Floors(0.01), seconds=0.01, min_rounds=2, compile=False)
+
+
+def test_interleaving_takes_turns_and_rotates_who_begins():
+    order = []
+    calls = [lambda name=name: order.append(name) for name in "abc"]
+    samples = interleave(calls, seconds=0.0, min_rounds=4, sample=0.0)
+    assert [len(own) for own in samples] == [4, 4, 4]
+    assert "".join(order[-12:]) == "abcbcacababc"
+
+
+def test_pytest_benchmark_reports_the_interleaved_samples(tmp_path):
+    figures = tmp_path / "figures.json"
+    command = [sys.executable, "-m", "pytest", "benchmarks/bench_layer_norm.py", "-q", "--quick"]
+    run = subprocess.run(
+        [*command, f"--benchmark-json={figures}", "-p", "no:cacheprovider"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    rows = json.loads(figures.read_text())["benchmarks"]
+    assert len(rows) == 4  # forward and training, fastattn and eager
+    for row in rows:
+        assert row["stats"]["median"] == pytest.approx(row["extra_info"]["median_s"])
+        assert row["stats"]["rounds"] == row["extra_info"]["rounds"]
