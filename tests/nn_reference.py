@@ -19,7 +19,7 @@ def pair(ours: type[nn.Module], theirs: type[nn.Module], *args: Any, **kwargs: A
 
     The state goes once from theirs to ours and once the other way, strictly.
     """
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), torch.random.fork_rng():
         warnings.filterwarnings("ignore", message="enable_nested_tensor is True")
         torch.manual_seed(0)
         a = ours(*args, **kwargs)
@@ -85,7 +85,7 @@ def assert_close_group(ours: list, theirs: list, tolerance: float) -> None:
         assert a.shape == b.shape
         assert a.dtype == b.dtype
         assert torch.isfinite(a).all(), f"tensor {i} is not finite"
-        assert float((a - b).detach().abs().max() if a.numel() else 0.0) <= tolerance * max(scale, 1e-3), f"tensor {i}"
+        assert float((a - b).detach().abs().max() if a.numel() else 0.0) <= tolerance * max(scale, 0.1), f"tensor {i}"
 
 
 def assert_same(ours: nn.Module, theirs: nn.Module, inputs: Iterable[Tensor], grad: bool = True, **kwargs: Any) -> None:

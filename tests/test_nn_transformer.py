@@ -15,6 +15,7 @@ from nn_reference import TOLERANCE, assert_close_group, assert_same, assert_same
 from test_nn_attention import attn_mask, key_padding, sequence
 from torch import nn
 
+import fastattn
 import fastattn.nn as fnn
 
 BOOL = st.booleans()
@@ -210,6 +211,20 @@ def test_torchs_encoder_with_our_layers_matches_torchs():
         a.train(training)
         b.train(training)
         assert_same(a, b, [src], grad, src_key_padding_mask=left_aligned([4, 6, 1], 6))
+
+
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged])
+def test_layers_take_nested_tensors(layout):
+    torch.manual_seed(0)
+    layer = fnn.TransformerEncoderLayer(12, 4, 20, 0.0, batch_first=True, norm_first=True)
+    sequences = [torch.randn(n, 12) for n in (3, 1, 6)]
+    out = layer(torch.nested.nested_tensor(sequences, layout=layout))
+    assert out.is_nested
+    assert out.layout is layout
+    for x, y in zip(sequences, out.unbind(), strict=True):
+        torch.testing.assert_close(y, layer(x[None])[0])
+    with pytest.raises(AssertionError, match="NestedTensor"):
+        layer(torch.nested.nested_tensor(sequences, layout=layout), src_mask=torch.zeros(6, 6))
 
 
 def test_our_encoder_with_torchs_layers_is_torchs():
@@ -494,6 +509,54 @@ def test_gradients_under_dropout(ours, norm_first):
         return torch.func.functional_call(layer, {"linear1.weight": args[-1]}, args[:-1])
 
     assert torch.autograd.gradcheck(function, (*inputs, layer.linear1.weight.detach().clone().requires_grad_()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("norm_first", [False, True])
+@pytest.mark.parametrize("name", ["TransformerEncoderLayer", "TransformerDecoderLayer"])
+def test_the_numerics_rule_holds_against_torchs(name, norm_first, dtype):
+    """At most twice torch's own error against torch's layer in float64, for the output and each parameter's gradient."""
+    torch.manual_seed(0)
+    a, b = pair(getattr(fnn, name), getattr(nn, name), 64, 4, 128, 0.0, "gelu", norm_first=norm_first, dtype=dtype)
+    inputs = [
+        torch.randn(length, 3, 64, dtype=dtype) for length in ((33,) if name.endswith("EncoderLayer") else (33, 41))
+    ]
+    masks = {"src_mask" if name.endswith("EncoderLayer") else "tgt_mask": torch.ones(33, 33, dtype=torch.bool).triu(1)}
+    fastattn.verify.check_model(a, b, *inputs, **masks).raise_if_failed()
+
+
+def test_torchs_transformer_becomes_ours_by_its_classes_alone():
+    """No class here has state that torch's has not; the promise that accelerating in place stands on."""
+    torch.manual_seed(0)
+    model = nn.Transformer(12, 4, 2, 2, 20, 0.0, batch_first=True, norm_first=True, dtype=torch.float64)
+    randomise(model)
+    expected = copy.deepcopy(model)
+    for module in model.modules():
+        if type(module) in vars(nn).values() and hasattr(fnn, type(module).__name__):
+            module.__class__ = getattr(fnn, type(module).__name__)
+    assert type(model.decoder.layers[1].multihead_attn) is fnn.MultiheadAttention
+    assert_same(model, expected, [uniform(2, 5, 12, dtype=torch.float64), uniform(2, 4, 12, dtype=torch.float64)])
+    fresh = fnn.Transformer(12, 4, 2, 2, 20, 0.0, batch_first=True, norm_first=True, dtype=torch.float64)
+    for ours, theirs in zip(fresh.modules(), expected.modules(), strict=True):
+        assert vars(ours).keys() - {"dropout"} == vars(theirs).keys() - {"dropout"}
+
+
+def test_gradients_of_each_sample():
+    """torch.func's vmap of grad, which an in-place write or a data-dependent branch would break."""
+    torch.manual_seed(0)
+    layer = fnn.TransformerEncoderLayer(12, 3, 20, 0.0, batch_first=True, dtype=torch.float64)
+    parameters = {name: parameter.detach() for name, parameter in layer.named_parameters()}
+    samples = torch.randn(3, 1, 5, 12, dtype=torch.float64)
+
+    def loss(parameters, sample):
+        return torch.func.functional_call(layer, parameters, (sample,)).square().sum()
+
+    each = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(parameters, samples)
+    for i, sample in enumerate(samples):
+        layer.zero_grad()
+        layer(sample).square().sum().backward()
+        for name, parameter in layer.named_parameters():
+            torch.testing.assert_close(each[name][i], parameter.grad)
 
 
 @pytest.mark.parametrize("norm_first", [False, True])
