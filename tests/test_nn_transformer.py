@@ -614,4 +614,4 @@ def test_autocast_trains_as_torchs(norm_first):
     scale = max(float(g.abs().max()) for g in exact)
     for g, e, truth in zip(grads, expected, exact, strict=True):
         assert g.dtype == e.dtype == torch.float32
-        assert float((g - truth).abs().max()) <= 2 * float((e - truth).abs().max()) + 0.01 * scale
+        assert float((g - truth).abs().max()) <= 2 * float((e - truth).abs().max()) + 0.03 * scale
