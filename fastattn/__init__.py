@@ -7,7 +7,8 @@ fastattn.explain, use_backend  which kernel runs, and choosing it
 fastattn.verify                the numerics rule, for our kernels and for your model
 """
 
-from . import verify
+from . import nn, verify
+from .accelerate import accelerate, restore
 from .dispatch import explain, use_backend
 from .ops import (
     additive_attention,
@@ -26,6 +27,7 @@ from .ops import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "accelerate",
     "additive_attention",
     "attention",
     "attention_varlen",
@@ -36,6 +38,8 @@ __all__ = [
     "layer_norm",
     "linear",
     "linear_cross_entropy",
+    "nn",
+    "restore",
     "rms_norm",
     "rotary_embedding",
     "use_backend",
