@@ -208,8 +208,12 @@ class MultiheadAttention(nn.MultiheadAttention):
             if x.shape[-1] != dim:
                 error = RuntimeError if self._qkv_same_embed_dim else AssertionError
                 raise error(f"{name} has {x.shape[-1]} features, shape {tuple(x.shape)}; expected {dim}")
-        for name, x in (("query", query), ("key", key), ("value", value)):
-            _checks.same_kind(name, x, self.out_proj.weight)
+        weight = self.out_proj.weight
+        _checks.same_kind("query", query, weight)
+        if key is not query:
+            _checks.same_kind("key", key, weight)
+        if value is not key:
+            _checks.same_kind("value", value, weight)
 
         batch_dim, length_dim = (0, 1) if self.batch_first and batched else (1, 0)
         batch = query.shape[batch_dim] if batched else 1

@@ -14,14 +14,18 @@ from fastattn import ops
 
 from . import _modules
 
+Normed = Tensor | tuple[Tensor, Tensor]
 
-def _as_rows(x: Tensor, normalized_shape: tuple[int, ...]) -> Tensor:
+
+def _flat(x: Tensor | None, dims: int) -> Tensor | None:
     """The normalised dimensions as one, the last: what the ops work on."""
-    return x if len(normalized_shape) == 1 else x.flatten(-len(normalized_shape))
+    return x if x is None or dims == 1 else x.flatten(-dims)
 
 
-def _vector(parameter: Tensor | None) -> Tensor | None:
-    return parameter if parameter is None or parameter.ndim == 1 else parameter.flatten()
+def _unflat(result: Normed, shape: torch.Size, dims: int) -> Normed:
+    if dims == 1:
+        return result
+    return result.reshape(shape) if isinstance(result, Tensor) else (result[0].reshape(shape), result[1].reshape(shape))
 
 
 def _is_mixed(parameter: Tensor | None, x: Tensor) -> bool:
@@ -33,7 +37,7 @@ def _check(input: Tensor, residual: Tensor | None, normalized_shape: tuple[int, 
     dims = len(normalized_shape)
     if dims == 0:
         raise RuntimeError("normalized_shape is (); expected at least one dimension to normalise over")
-    if tuple(input.shape[-dims:]) != normalized_shape:
+    if input.shape[-dims:] != normalized_shape:
         shape = ", ".join(str(size) for size in normalized_shape)
         raise RuntimeError(
             f"Given normalized_shape={list(normalized_shape)}, expected input with shape [*, {shape}], "
@@ -89,9 +93,7 @@ class LayerNorm(nn.LayerNorm):
     @overload
     def forward(self, input: Tensor, residual: Tensor, *, dropout_p: float | None = None) -> tuple[Tensor, Tensor]: ...
 
-    def forward(
-        self, input: Tensor, residual: Tensor | None = None, *, dropout_p: float | None = None
-    ) -> Tensor | tuple[Tensor, Tensor]:
+    def forward(self, input: Tensor, residual: Tensor | None = None, *, dropout_p: float | None = None) -> Normed:
         """Normalises input, or residual + dropout(input).
 
         Args:
@@ -114,13 +116,16 @@ class LayerNorm(nn.LayerNorm):
                 "dtype or float32: convert one with .to(dtype)"
             )
         p = (self.dropout if self.training else 0.0) if dropout_p is None else dropout_p
-        shape, weight, bias = self.normalized_shape, self.weight, self.bias
-        rows = _as_rows(input, shape)
-        if residual is None:
-            normed = ops.layer_norm(rows, _vector(weight), _vector(bias), self.eps, dropout_p=p)
-            return cast(Tensor, normed).reshape(input.shape)
-        out, total = ops.layer_norm(rows, _vector(weight), _vector(bias), self.eps, _as_rows(residual, shape), p)
-        return out.reshape(input.shape), total.reshape(input.shape)
+        dims = len(self.normalized_shape)
+        result = ops.layer_norm(
+            cast(Tensor, _flat(input, dims)),
+            _flat(self.weight, dims),
+            _flat(self.bias, dims),
+            self.eps,
+            _flat(residual, dims),
+            p,
+        )
+        return _unflat(result, input.shape, dims)
 
     def extra_repr(self) -> str:
         return super().extra_repr() + (f", dropout={self.dropout}" if self.dropout else "")
@@ -165,9 +170,7 @@ class RMSNorm(nn.RMSNorm):
     @overload
     def forward(self, x: Tensor, residual: Tensor, *, dropout_p: float | None = None) -> tuple[Tensor, Tensor]: ...
 
-    def forward(
-        self, x: Tensor, residual: Tensor | None = None, *, dropout_p: float | None = None
-    ) -> Tensor | tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, residual: Tensor | None = None, *, dropout_p: float | None = None) -> Normed:
         """Normalises x, or residual + dropout(x).
 
         Arguments, results and errors are those of `LayerNorm.forward`, but that x of too few dimensions is a ValueError
@@ -183,14 +186,12 @@ class RMSNorm(nn.RMSNorm):
         eps = self.eps
         if eps is None:
             eps = torch.finfo(torch.float64 if x.dtype == torch.float64 else torch.float32).eps
-        shape, weight = self.normalized_shape, _vector(self.weight)
+        dims = len(self.normalized_shape)
+        weight: Tensor | None = self.weight
         if weight is not None and _is_mixed(weight, x):
             weight = weight.to(x.dtype)
-        rows = _as_rows(x, shape)
-        if residual is None:
-            return cast(Tensor, ops.rms_norm(rows, weight, eps, dropout_p=p)).reshape(x.shape)
-        out, total = ops.rms_norm(rows, weight, eps, _as_rows(residual, shape), p)
-        return out.reshape(x.shape), total.reshape(x.shape)
+        result = ops.rms_norm(cast(Tensor, _flat(x, dims)), _flat(weight, dims), eps, _flat(residual, dims), p)
+        return _unflat(result, x.shape, dims)
 
     def extra_repr(self) -> str:
         return super().extra_repr() + (f", dropout={self.dropout}" if self.dropout else "")
