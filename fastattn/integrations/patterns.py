@@ -15,7 +15,6 @@ since (an adapter, a quantised layer), is called as the module it is.
 
 import inspect
 from collections.abc import Callable
-from operator import attrgetter
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -45,7 +44,7 @@ class Pattern(Swapped):
         unknown = set(cls.paths) - set(cls.roles)
         if unknown:
             raise ValueError(f"{original.__name__}: {cls.__name__} has no parts {sorted(unknown)}, only {cls.roles}")
-        return {"getters": [attrgetter(cls.paths[role]) if role in cls.paths else None for role in cls.roles]}
+        return {"getters": [_getter(cls.paths[role]) if role in cls.paths else None for role in cls.roles]}
 
     @classmethod
     def get_parts(cls, module: Any) -> tuple:
@@ -63,6 +62,18 @@ class Pattern(Swapped):
     @classmethod
     def parts(cls, module: nn.Module) -> list[nn.Module]:
         return [part for part in cls.get_parts(module) if isinstance(part, nn.Module)]
+
+
+def _getter(path: str) -> Callable[[Any], Any]:
+    """`operator.attrgetter(path)`, which torch.compile cannot trace."""
+    *outer, last = path.split(".")
+
+    def get(module: Any) -> Any:
+        for name in outer:
+            module = getattr(module, name)
+        return getattr(module, last)
+
+    return get
 
 
 class RMSNorm(Pattern):

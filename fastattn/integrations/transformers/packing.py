@@ -62,7 +62,11 @@ class PackedSequences:
 
 def wanted_outputs() -> set[str]:
     """The inner results ("hidden_states", "attentions", …) that the running call of a model collects."""
-    return set() if _active_collector is None else set(_active_collector.get() or ())
+    if _active_collector is None:
+        return set()
+    # transformers keeps it in a context variable, which torch.compile cannot trace, and in a global one while compiling.
+    wanted = _active_collector.global_var if torch.compiler.is_compiling() else _active_collector.get()
+    return set(wanted or ())
 
 
 class PackedEncoder(Swapped):
