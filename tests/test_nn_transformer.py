@@ -128,8 +128,7 @@ def left_aligned(lengths: list[int], longest: int) -> torch.Tensor:
 @pytest.mark.parametrize("norm_first", [False, True])
 @pytest.mark.parametrize("batch_first", [False, True])
 @pytest.mark.parametrize("enable_nested_tensor", [False, True])
-@pytest.mark.parametrize("final_norm", [False, True])
-def test_encoders_match_torchs(norm_first, batch_first, enable_nested_tensor, final_norm):
+def test_encoders_match_torchs(norm_first, batch_first, enable_nested_tensor):
     """All masks and modes; where torch computes on nested tensors, the output at the padding is zero in both."""
     torch.manual_seed(0)
     options = {"batch_first": batch_first, "norm_first": norm_first, "dtype": torch.float64}
@@ -139,7 +138,7 @@ def test_encoders_match_torchs(norm_first, batch_first, enable_nested_tensor, fi
         return encoder(
             layer(12, 4, 20, 0.0, **options),
             2,
-            norm(12, dtype=torch.float64) if final_norm else None,
+            norm(12, dtype=torch.float64) if norm_first != batch_first else None,
             enable_nested_tensor,
         )
 
@@ -263,7 +262,8 @@ def test_the_whole_transformer_matches_torchs(norm_first, batch_first, bias, bat
     )
     batch, q, k = 2 if batched else 1, 4, 5
     src, tgt = (source(batch, length, batched, batch_first, dtype) for length in (k, q))
-    for (training, grad), mask, padding in itertools.product(MODES, ("none", "causal float", "bool 2d"), PADDINGS):
+    given = [("none", "bool"), ("causal float", "none"), ("causal float", "bool"), ("bool 2d", "float")]
+    for (training, grad), (mask, padding) in itertools.product(MODES, given):
         src_mask, src_padding, _ = masks_for(mask, padding, batch, k, k, batched, dtype)
         tgt_mask, tgt_padding, _ = masks_for(mask, padding, batch, q, q, batched, dtype)
         memory_mask, memory_padding, _ = masks_for("bool 2d", padding, batch, q, k, batched, dtype)
