@@ -41,6 +41,34 @@ struct NormBackward {
 
 // ---- Attention, forward ---------------------------------------------------------------------------------------------
 
+// What decides, beside query and key, how a query scores a key (docs/architecture.md, "Attention"), in three forms:
+//     dense    neither cu_seqlens nor cache_seqlens; q_len = max_q, k_len = max_k, the diagonal as given
+//     packed   sequence b has queries cu_seqlens_q[b] … cu_seqlens_q[b + 1] - 1, and likewise keys
+//     cache    sequence b has max_q queries and cache_seqlens[b] + new_keys keys
+// max_q and max_k bound the lengths of all sequences. Tensors of queries and keys are (batch, heads, token, dim) of any
+// strides; packed ones have batch stride 0, and their token counts along the packed tensor.
+struct AttentionScore {
+    int64_t batch, heads, kv_heads, max_q, max_k;
+    Tensor cu_seqlens_q, cu_seqlens_k;  // contiguous int32 (batch + 1,), or both absent
+    Tensor cache_seqlens;               // contiguous int32 (batch,), or absent
+    int64_t new_keys;                   // of each sequence's cache; 0 without one
+    Tensor mask;                        // (batch or 1, heads or 1, q or 1, k or 1), bool, float32 or query's dtype
+    Tensor alibi_slopes;                // float32 (heads,) or (batch, heads); may be absent
+    int64_t window_left, window_right;  // -1: no limit on that side
+    int64_t diagonal;                   // of the dense form; the others align to the bottom right
+    float scale, softcap;               // softcap 0: none
+    double dropout_p;                   // 0: none, seed unused
+    uint64_t seed;
+};
+
+// out = softmax(score) . value, lse = logsumexp(score). With a cache, key and value are the caches: first new_key and
+// new_value (batch, kv_heads, new_keys, dim) are written to it at positions cache_seqlens[b] … .
+struct AttentionForward : AttentionScore {
+    Tensor query, key, value;
+    Tensor new_key, new_value;  // absent without new_keys
+    Tensor out, lse;            // out (batch, heads, token, value_dim), lse float32 (batch, heads, token)
+};
+
 // ---- Attention, backward --------------------------------------------------------------------------------------------
 
 // ---- Linear and feed-forward ----------------------------------------------------------------------------------------
@@ -51,6 +79,7 @@ struct NormBackward {
     /* layer norm and RMS norm */                            \
                                                              \
     /* attention, forward */                                 \
+    X(attention_forward, AttentionForward)                   \
                                                              \
     /* attention, backward */                                \
                                                              \

@@ -46,7 +46,7 @@ typedef uint32_t Bits __attribute__((vector_size(4 * FASTATTN_LANES)));
 typedef uint16_t HalfBits __attribute__((vector_size(2 * FASTATTN_LANES)));
 
 // The same in memory of any alignment.
-typedef float UnalignedVec __attribute__((vector_size(4 * FASTATTN_LANES), aligned(4), may_alias));
+typedef float UnalignedVec __attribute__((vector_size(4 * FASTATTN_LANES), aligned(2), may_alias));
 typedef uint16_t UnalignedHalfBits __attribute__((vector_size(2 * FASTATTN_LANES), aligned(2), may_alias));
 
 constexpr float kInfinity = __builtin_inff();

@@ -178,7 +178,22 @@ inline void pack_strip(const T* from, int64_t step, int64_t stride, int64_t dept
 template <int kWidth>
 inline void pack_pairs(const BFloat16* from, int64_t step, int64_t stride, int64_t depth, int64_t count,
                        BFloat16Pair* packed) {
-    for (int64_t s = 0; s < depth; s += 2) {
+    int64_t s = 0;
+    if (step == 1 && kWidth % kLanes == 0) {  // two steps of a column are a pair as they lie: transpose 32-bit elements
+        for (; s + 2 * kLanes <= depth; s += 2 * kLanes) {
+            for (int first = 0; first < kWidth; first += kLanes) {
+                Vec rows[kLanes];
+                for (int j = 0; j < kLanes; ++j) {
+                    const BFloat16* column = from + s + (first + j) * stride;
+                    rows[j] = first + j < count ? load(reinterpret_cast<const float*>(column)) : Vec{};
+                }
+                transpose(rows);
+                BFloat16Pair* to = packed + s / 2 * kWidth + first;
+                for (int i = 0; i < kLanes; ++i) store(reinterpret_cast<float*>(to + i * kWidth), rows[i]);
+            }
+        }
+    }
+    for (; s < depth; s += 2) {
         const BFloat16 *low = from + s * step, *high = low + step;
         BFloat16Pair* to = packed + s / 2 * kWidth;
         int64_t j = 0;

@@ -1,0 +1,334 @@
+// Attention (Vaswani et al., 2017) with the softmax taken along the way (Milakov and Gimelshein, 2018; Dao et al.,
+// 2022):
+//
+//     s = score(query . key^T)                      score.h; nothing of size (q, k) is kept
+//     for each block of keys:   m' = max(m, max of s);   p = exp(s - m');   a = exp(m - m')
+//                               l = a l + sum of p;      o = a o + dropout(p) . value;      m = m'
+//     out = o / l;   lse = m + log l                exponentials in base 2, log2 e folded into the scale
+//
+//                 key blocks, packed               A task is a block of kQueryRows queries of one (batch, head). Its
+//                 scores
+//             +-------+-------+-------+            against one block of keys, `o`, and the packed block of keys and
+//             values
+//     queries |  s p  |  ──►  |       |            stay in the second-level cache; a panel of keys, or of values, in
+//     the
+//       (96)  |       |       |       |            first. s and o are computed in register tiles (tile.h).
+//             +-------+-------+-------+
+//
+// Keys and values are packed once per (batch, kv head) into panels: keys as columns of the first product, values as
+// rows of the second; 16-bit types are converted to float32 on the way, or paired where the machine multiplies bfloat16
+// pairs. Blocks that the window (causal too) or a bool mask excludes as a whole are skipped, along the diagonal tile by
+// tile. Every sum has one order, whatever the number of threads.
+//
+// Work: 2 q k (head_dim + value_dim) flops a head (half of it if causal) and q k exponentials. Memory that must move:
+// query, key, value and out once; and the packed keys and values, 4 k (head_dim + value_dim) bytes a kv head, written
+// once and read once per block of queries, from the cache where they fit: 48 flops a byte.
+#include "attention_forward.h"
+
+#include "parallel.h"
+#include "tile.h"
+
+namespace fastattn::FASTATTN_ISA {
+namespace {
+
+constexpr int64_t kQueryRows = 96;                    // a multiple of every kTileRows
+constexpr int64_t kStrips = kQueryRows / kTileRows;   // rows of register tiles
+constexpr int64_t kPackedAtOnce = int64_t{16} << 20;  // bytes of keys and values; beyond, each thread packs its own
+constexpr int64_t kPairsPerThread = 16;               // (batch, kv head) pairs that make even work of that
+
+// The operands of the two products, for each of their element types: how many steps one element holds, how it is
+// packed.
+template <class P>
+struct Operand;
+
+template <>
+struct Operand<float> {
+    static constexpr int64_t kSteps = 1;
+    typedef float Weight;
+
+    template <class T>
+    static void pack(const T* from, int64_t step, int64_t stride, int64_t depth, int64_t columns, float* panel) {
+        pack_panel(from, step, stride, depth, columns, panel);
+    }
+};
+
+template <>
+struct Operand<BFloat16Pair> {
+    static constexpr int64_t kSteps = 2;
+    typedef BFloat16 Weight;
+
+    static void pack(const BFloat16* from, int64_t step, int64_t stride, int64_t depth, int64_t columns,
+                     BFloat16Pair* panel) {
+        pack_pairs<kTileColumns>(from, step, stride, depth, columns, panel);
+    }
+};
+
+// T: elements of the tensors; P: of the packed operands. A `Weight` is one step of an operand's row.
+template <class T, class P>
+class Forward {
+    typedef typename Operand<P>::Weight Weight;
+    static constexpr int64_t kSteps = Operand<P>::kSteps;
+    static constexpr int64_t kKeys = 128 * kSteps;  // of a block
+
+  public:
+    explicit Forward(const AttentionForward& args)
+        : args_(args),
+          score_(args),
+          head_dim_(args.query.size[3]),
+          value_dim_(args.value.size[3]),
+          depth_(ceil_div(head_dim_, kSteps)),
+          value_columns_(round_up(value_dim_, kTileColumns)),
+          block_size_(kKeys * depth_ + kKeys / kSteps * value_columns_) {}
+
+    int64_t key_blocks() const { return ceil_div(args_.max_k, kKeys); }
+    int64_t query_blocks() const { return ceil_div(args_.max_q, kQueryRows); }
+    int64_t packed_size() const { return key_blocks() * block_size_; }  // of a (batch, kv head)
+    int64_t workspace_size() const { return workspace(nullptr).used; }  // in floats, a thread
+
+    // One block of keys and values of a (batch, kv head), into its `packed`.
+    void pack(int64_t b, int64_t kv_head, int64_t block, P* packed) const {
+        const Sequence seq = sequence_of(args_, b);
+        const int64_t j0 = block * kKeys, count = smaller(kKeys, seq.k_len - j0);
+        const Tensor &key = args_.key, &value = args_.value;
+        P *keys = packed + block * block_size_, *values = keys + kKeys * depth_;
+        for (int64_t c = 0; c < count; c += kTileColumns) {
+            const T* from = key.as<T>() + offset_of(key, b, kv_head, seq.k_begin + j0 + c);
+            Operand<P>::pack(from, key.stride[3], key.stride[2], head_dim_, smaller(kTileColumns, count - c),
+                             keys + c * depth_);
+        }
+        for (int64_t c = 0; count > 0 && c < value_dim_; c += kTileColumns) {
+            const T* from = value.as<T>() + offset_of(value, b, kv_head, seq.k_begin + j0) + c * value.stride[3];
+            Operand<P>::pack(from, value.stride[2], value.stride[3], count, smaller(kTileColumns, value_dim_ - c),
+                             values + c * (kKeys / kSteps));
+        }
+    }
+
+    // One block of queries, against the packed keys and values of its kv head.
+    void attend(int64_t b, int64_t h, int64_t query_block, const P* packed, float* memory) const {
+        const Sequence seq = sequence_of(args_, b);
+        Block block = {b, h, query_block * kQueryRows, 0, 0, 0, {}};
+        block.rows = smaller(kQueryRows, seq.q_len - block.i0);
+        if (block.rows <= 0) return;
+        const Workspace w = workspace(memory);
+        load_query(seq, block, w);
+        for (int64_t x = 0; x < kQueryRows * value_columns_; ++x) w.weighted[x] = 0.0f;
+        for (int64_t r = 0; r < kQueryRows; ++r) w.top[r] = -kInfinity, w.total[r] = 0.0f;
+
+        const KeyRange range = visible_keys(args_, seq, block.i0, block.i0 + block.rows - 1);
+        for (int64_t first = range.begin / kKeys * kKeys; first < range.end; first += kKeys) {
+            block.j0 = larger(first, range.begin / kTileColumns * kTileColumns);
+            block.count = smaller(first + kKeys, range.end) - block.j0;
+            if (args_.mask.present() && score_.all_off(b, h, block.i0, block.rows, block.j0, block.count)) continue;
+            const P* keys = packed + first / kKeys * block_size_ + (block.j0 - first) * depth_;
+            const P* values =
+                packed + first / kKeys * block_size_ + kKeys * depth_ + (block.j0 - first) / kSteps * kTileColumns;
+            find_visible(seq, block);
+            score_block(block, keys, w);
+            for (int64_t r = 0; r < block.rows; ++r) softmax_row(seq, block, r, w);
+            weigh_values(block, values, w);
+        }
+        for (int64_t r = 0; r < block.rows; ++r) {
+            finish_row<T>(args_, seq, b, h, block.i0 + r, w.weighted + r * value_columns_, w.top[r], w.total[r]);
+        }
+    }
+
+  private:
+    // Queries i0 … i0 + rows - 1 against keys j0 … j0 + count - 1.
+    struct Block {
+        int64_t b, h, i0, rows, j0, count;
+        int64_t visible[kStrips];  // how many of the keys the queries of a row of tiles may see, from the first on
+    };
+
+    // One thread's memory: (kQueryRows, …) matrices, row by row.
+    struct Workspace {
+        Weight* query;    // head_dim, filled up with a zero to whole steps
+        float* scores;    // kKeys
+        Weight* weights;  // kKeys; `scores` itself in float32
+        float* weighted;  // value_columns
+        float *top, *total;
+        int64_t used;
+    };
+
+    Workspace workspace(float* memory) const {
+        Workspace w;
+        w.used = 0;
+        auto take = [&](int64_t floats) {
+            float* place = memory + w.used;
+            w.used += round_up(floats, 16);
+            return place;
+        };
+        w.query = reinterpret_cast<Weight*>(take(kQueryRows * depth_));
+        w.scores = take(kQueryRows * kKeys);
+        w.weights = reinterpret_cast<Weight*>(kSteps == 1 ? w.scores : take(kQueryRows * kKeys / kSteps));
+        w.weighted = take(kQueryRows * value_columns_);
+        w.top = take(kQueryRows);
+        w.total = take(kQueryRows);
+        return w;
+    }
+
+    static P* as_steps(Weight* row) { return reinterpret_cast<P*>(row); }
+
+    void load_query(const Sequence& seq, const Block& block, const Workspace& w) const {
+        const Tensor& query = args_.query;
+        const int64_t stride = query.stride[3], length = depth_ * kSteps;
+        const int64_t rows = round_up(block.rows, kTileRows);
+        for (int64_t r = 0; r < rows; ++r) {
+            Weight* row = w.query + r * length;
+            const T* from =
+                query.as<T>() + offset_of(query, block.b, block.h, seq.q_begin + smaller(block.i0 + r, seq.q_len - 1));
+            int64_t c = 0;
+            if (stride == 1) {
+                for (; c + kLanes <= head_dim_; c += kLanes) store(row + c, load(from + c));
+            }
+            for (; c < head_dim_; ++c) from_float(to_float(from[c * stride]), row[c]);
+            for (; c < length; ++c) from_float(0.0f, row[c]);
+        }
+    }
+
+    void find_visible(const Sequence& seq, Block& block) const {
+        for (int64_t r = 0; r < block.rows; r += kTileRows) {
+            const int64_t last = smaller(block.i0 + r + kTileRows, block.i0 + block.rows) - 1;
+            const KeyRange range = visible_keys(args_, seq, block.i0 + r, last);
+            const int64_t end = smaller(block.count, range.end - block.j0);
+            block.visible[r / kTileRows] = range.begin - block.j0 < end ? larger(end, 0) : 0;
+        }
+    }
+
+    void score_block(const Block& block, const P* keys, const Workspace& w) const {
+        for (int64_t c = 0; c < block.count; c += kTileColumns) {
+            for (int64_t r = 0; r < block.rows; r += kTileRows) {
+                if (block.visible[r / kTileRows] <= c) continue;
+                tile_product(depth_, as_steps(w.query + r * depth_ * kSteps), depth_, 1, keys + c * depth_,
+                             kTileColumns, w.scores + r * kKeys + c, kKeys, false);
+            }
+        }
+    }
+
+    // Products become weights, and what the row has gathered is brought to the new maximum.
+    void softmax_row(const Sequence& seq, const Block& block, int64_t r, const Workspace& w) const {
+        const int64_t count = block.visible[r / kTileRows], columns = round_up(count, kTileColumns);
+        if (count == 0) return;
+        const int64_t i = block.i0 + r;
+        float* row = w.scores + r * kKeys;
+        if (!score_.plain()) score_.score_row(seq, block.b, block.h, i, block.j0, count, row);
+        score_.exclude(visible_keys(args_, seq, i, i), block.j0, columns, row);
+
+        const float factor = score_.plain() ? score_.factor() : 1.0f;
+        const float block_top = greatest(row, columns) * factor, old_top = w.top[r];
+        const float top = block_top > old_top ? block_top : old_top;
+        if (top > old_top) {
+            w.top[r] = top;
+            if (old_top > -kInfinity) rescale_row(exp2_bounded(splat(old_top - top))[0], r, w);
+        }
+        w.total[r] += exponentials(factor, top, columns, row);
+        if (score_.drops()) score_.drop_row(seq, args_.query.size[2], block.b, block.h, i, block.j0, columns, row);
+        if (kSteps > 1) {
+            for (int64_t c = 0; c < columns; c += kLanes) store(w.weights + r * kKeys + c, load(row + c));
+        }
+    }
+
+    void rescale_row(float factor, int64_t r, const Workspace& w) const {
+        w.total[r] *= factor;
+        float* row = w.weighted + r * value_columns_;
+        for (int64_t c = 0; c < value_columns_; c += kLanes) store(row + c, load(row + c) * factor);
+    }
+
+    void weigh_values(const Block& block, const P* values, const Workspace& w) const {
+        for (int64_t c = 0; c < value_columns_; c += kTileColumns) {
+            for (int64_t r = 0; r < block.rows; r += kTileRows) {
+                const int64_t steps = ceil_div(block.visible[r / kTileRows], kSteps);
+                if (steps == 0) continue;
+                tile_product(steps, as_steps(w.weights + r * kKeys), kKeys / kSteps, 1, values + c * (kKeys / kSteps),
+                             kTileColumns, w.weighted + r * value_columns_ + c, value_columns_, true);
+            }
+        }
+    }
+
+    const AttentionForward& args_;
+    const Score score_;
+    const int64_t head_dim_, value_dim_;
+    const int64_t depth_;          // steps of the first product
+    const int64_t value_columns_;  // value_dim in whole tiles
+    const int64_t block_size_;     // of P: a packed block of keys and values
+};
+
+template <class T, class P>
+void run_blocks(const AttentionForward& args) {
+    const Forward<T, P> forward(args);
+    const int64_t pairs = args.batch * args.kv_heads, group = args.heads / args.kv_heads;
+    const int64_t key_blocks = forward.key_blocks(), query_blocks = forward.query_blocks();
+    const int64_t size = forward.packed_size();
+    const int threads = thread_count(args.batch * args.heads * query_blocks);
+    const Scratch<float> workspace(forward.workspace_size(), threads);
+
+    if (pairs >= kPairsPerThread * threads && pairs * size * static_cast<int64_t>(sizeof(P)) > kPackedAtOnce) {
+        const Scratch<P> packed(size, threads);
+        parallel_for(pairs, [&](int64_t pair, int thread) {
+            const int64_t b = pair / args.kv_heads, kv_head = pair % args.kv_heads;
+            for (int64_t block = 0; block < key_blocks; ++block) forward.pack(b, kv_head, block, packed.of(thread));
+            for (int64_t h = kv_head * group; h < (kv_head + 1) * group; ++h) {
+                for (int64_t block = 0; block < query_blocks; ++block) {
+                    forward.attend(b, h, block, packed.of(thread), workspace.of(thread));
+                }
+            }
+        });
+        return;
+    }
+    const Scratch<P> packed(pairs * size);
+    parallel_for(pairs * key_blocks, [&](int64_t task, int) {
+        const int64_t pair = task / key_blocks;
+        forward.pack(pair / args.kv_heads, pair % args.kv_heads, task % key_blocks, packed.get() + pair * size);
+    });
+    // The last queries first: under a causal mask they have the most keys.
+    const int64_t matrices = args.batch * args.heads;
+    parallel_for(matrices * query_blocks, [&](int64_t task, int thread) {
+        const int64_t b = task % matrices / args.heads, h = task % matrices % args.heads;
+        const P* pair = packed.get() + (b * args.kv_heads + h / group) * size;
+        forward.attend(b, h, query_blocks - 1 - task / matrices, pair, workspace.of(thread));
+    });
+}
+
+// Writes the new keys and values to the caches.
+template <class T>
+void append(const AttentionForward& args) {
+    parallel_for(args.batch * args.kv_heads, [&](int64_t pair, int) {
+        const int64_t b = pair / args.kv_heads, h = pair % args.kv_heads;
+        const int64_t position = args.cache_seqlens.as<int32_t>()[b];
+        auto copy = [&](const Tensor& from, const Tensor& to) {
+            for (int64_t t = 0; t < args.new_keys; ++t) {
+                const T* source = from.as<T>() + offset_of(from, b, h, t);
+                T* target = to.as<T>() + offset_of(to, b, h, position + t);
+                for (int64_t c = 0; c < from.size[3]; ++c) target[c * to.stride[3]] = source[c * from.stride[3]];
+            }
+        };
+        copy(args.new_key, args.key);
+        copy(args.new_value, args.value);
+    });
+}
+
+template <class T, class P>
+void forward_as(const AttentionForward& args) {
+    if (args.new_keys > 0) append<T>(args);
+    if (args.batch * args.heads * args.max_q == 0) return;
+    if (args.max_q <= kFewQueries && args.key.unit_last_stride() && args.value.unit_last_stride()) {
+        attention_few_queries(args);
+    } else {
+        run_blocks<T, P>(args);
+    }
+}
+
+}  // namespace
+
+void attention_forward(const AttentionForward& args) {
+    if (args.query.dtype == DType::kFloat32) {
+        forward_as<float, float>(args);
+    } else if (args.query.dtype == DType::kFloat16) {
+        forward_as<Half, float>(args);
+    } else if constexpr (kBFloat16Pairs) {
+        forward_as<BFloat16, BFloat16Pair>(args);
+    } else {
+        forward_as<BFloat16, float>(args);
+    }
+}
+
+}  // namespace fastattn::FASTATTN_ISA

@@ -1,0 +1,145 @@
+// From the product of a query and keys to their scores, in the order that docs/architecture.md gives:
+//
+//     s = scale * x;   s = softcap * tanh(s / softcap);   s -= slope * |i + diagonal - j|;   s += mask  or  -inf
+//
+// kept in units of log 2 (times log2 e), because the softmax takes exp2. A row of scores is changed in place, a vector
+// of keys at a time. Where nothing but the scale applies (`plain`), the caller folds it into its exp2 instead.
+#pragma once
+
+#include "dropout.h"
+#include "math.h"
+#include "sequence.h"
+#include "simd.h"
+
+namespace fastattn::FASTATTN_ISA {
+
+typedef uint8_t Bytes __attribute__((vector_size(FASTATTN_LANES)));
+
+namespace detail {
+
+// Elements j … j + n - 1 (n <= kLanes) of a row with any stride: what is added to a score, or whether a key takes part.
+template <class T>
+FASTATTN_INLINE Vec mask_vector(const T* row, int64_t stride, int64_t j, int64_t n) {
+    if (stride == 1) return n == kLanes ? load(row + j) : load_partial(row + j, n);
+    if (stride == 0) return splat(to_float(*row));
+    T lanes[kLanes] = {};
+    for (int64_t i = 0; i < n; ++i) lanes[i] = row[(j + i) * stride];
+    return load(lanes);
+}
+
+FASTATTN_INLINE Ints mask_vector(const uint8_t* row, int64_t stride, int64_t j, int64_t n) {
+    uint8_t lanes[kLanes] = {};
+    if (stride == 1 && n == kLanes) {
+        memcpy(lanes, row + j, kLanes);
+    } else {
+        for (int64_t i = 0; i < n; ++i) lanes[i] = row[(j + i) * stride];
+    }
+    Bytes bytes;
+    memcpy(&bytes, lanes, sizeof bytes);
+    return __builtin_convertvector(bytes, Ints) != 0;
+}
+
+FASTATTN_INLINE Vec masked(Vec s, Vec mask) { return s + mask; }
+FASTATTN_INLINE Vec masked(Vec s, Ints takes_part) { return select(takes_part, s, splat(-kInfinity)); }
+
+}  // namespace detail
+
+class Score {
+  public:
+    explicit Score(const AttentionScore& args)
+        : args_(args),
+          dropout_(args.dropout_p, args.seed),
+          plain_(!args.mask.present() && !args.alibi_slopes.present() && args.softcap == 0.0f && args.scale > 0.0f),
+          factor_(static_cast<float>(double{args.scale} * 1.4426950408889634)) {}
+
+    // Whether a score is factor() * x, and factor() > 0.
+    bool plain() const { return plain_; }
+    float factor() const { return factor_; }
+    bool drops() const { return args_.dropout_p > 0.0; }
+
+    // Scores of query i and keys j0 … j0 + count - 1. Reads and writes whole vectors of `row`.
+    void score_row(const Sequence& seq, int64_t b, int64_t h, int64_t i, int64_t j0, int64_t count, float* row) const {
+        const Tensor& m = args_.mask;
+        if (!m.present()) return score_with(seq, b, h, i, j0, count, static_cast<const float*>(nullptr), 0, row);
+        auto with = [&](auto* data) {
+            const int64_t stride = m.size[3] == 1 ? 0 : m.stride[3];
+            score_with(seq, b, h, i, j0, count, data + mask_offset(b, h, i) + j0 * stride, stride, row);
+        };
+        if (m.dtype == DType::kBool) {
+            with(m.as<const uint8_t>());
+        } else if (m.dtype == DType::kFloat32) {
+            with(m.as<const float>());
+        } else if (m.dtype == DType::kBFloat16) {
+            with(m.as<const BFloat16>());
+        } else {
+            with(m.as<const Half>());
+        }
+    }
+
+    // Sets the scores of keys outside of `range` to -inf: row[0] is key j0, `columns` of them.
+    static void exclude(KeyRange range, int64_t j0, int64_t columns, float* row) {
+        const int64_t begin = smaller(range.begin - j0, columns), end = larger(range.end - j0, 0);
+        for (int64_t c = 0; c < begin; ++c) row[c] = -kInfinity;
+        for (int64_t c = end; c < columns; ++c) row[c] = -kInfinity;
+    }
+
+    // Whether a bool mask excludes every key j0 … j0 + count - 1 from queries i0 … i0 + rows - 1.
+    bool all_off(int64_t b, int64_t h, int64_t i0, int64_t rows, int64_t j0, int64_t count) const {
+        const Tensor& m = args_.mask;
+        if (m.dtype != DType::kBool) return false;
+        if (m.size[2] == 1) rows = 1;
+        if (m.size[3] == 1) count = 1, j0 = 0;
+        for (int64_t r = 0; r < rows; ++r) {
+            const uint8_t* row = m.as<const uint8_t>() + mask_offset(b, h, i0 + r) + j0 * m.stride[3];
+            for (int64_t c = 0; c < count; ++c) {
+                if (row[c * m.stride[3]]) return false;
+            }
+        }
+        return true;
+    }
+
+    // Dropout on the weights of query i and keys j0 … j0 + count - 1. `total_q` is the packed query's length.
+    void drop_row(const Sequence& seq, int64_t total_q, int64_t b, int64_t h, int64_t i, int64_t j0, int64_t count,
+                  float* row) const {
+        const RowKey key = dropout_.row(dropout_row(args_, seq, total_q, b, h, i));
+        for (int64_t c = 0; c < count; c += kLanes) {
+            const KeepVec keep = dropout_.keep_columns(key, static_cast<uint32_t>(j0 + c));
+            store(row + c, select(keep, load(row + c) * dropout_.scale(), Vec{}));
+        }
+    }
+
+  private:
+    int64_t mask_offset(int64_t b, int64_t h, int64_t i) const {
+        const Tensor& m = args_.mask;
+        return (m.size[0] == 1 ? 0 : b * m.stride[0]) + (m.size[1] == 1 ? 0 : h * m.stride[1]) +
+               (m.size[2] == 1 ? 0 : i * m.stride[2]);
+    }
+
+    template <class M>
+    void score_with(const Sequence& seq, int64_t b, int64_t h, int64_t i, int64_t j0, int64_t count, const M* mask,
+                    int64_t stride, float* row) const {
+        float slope = 0.0f;
+        if (args_.alibi_slopes.present()) {
+            const Tensor& t = args_.alibi_slopes;
+            slope = t.as<float>()[t.rank == 2 ? b * t.stride[0] + h * t.stride[1] : h * t.stride[0]];
+        }
+        const int32_t position = static_cast<int32_t>(i + seq.diagonal - j0);
+        for (int64_t c = 0; c < count; c += kLanes) {
+            Vec s = load(row + c) * args_.scale;
+            if (args_.softcap > 0.0f) s = args_.softcap * tanh(s / args_.softcap);
+            if (args_.alibi_slopes.present()) {
+                const Ints distance = lane_numbers(static_cast<int32_t>(c)) - position;
+                s -= slope * abs(__builtin_convertvector(distance, Vec));
+            }
+            if (mask) s = detail::masked(s, detail::mask_vector(mask, stride, c, smaller(kLanes, count - c)));
+            store(row + c, s * kLog2E);
+        }
+    }
+
+    const AttentionScore& args_;
+    Dropout dropout_;
+    bool plain_;
+    float factor_;
+};
+
+}  // namespace fastattn::FASTATTN_ISA

@@ -1,0 +1,55 @@
+// Where the sequences of a call lie in their tensors, and which keys a query may see, in all forms of attention.
+#pragma once
+
+#include "kernels.h"
+
+namespace fastattn::FASTATTN_ISA {
+
+inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+
+// Tokens q_begin … of the query tensors, tokens k_begin … of the key tensors. Query i stands at key i + diagonal.
+struct Sequence {
+    int64_t q_begin, q_len, k_begin, k_len, diagonal;
+};
+
+inline Sequence sequence_of(const AttentionScore& args, int64_t b) {
+    if (args.cu_seqlens_q.present()) {
+        const int32_t *q = args.cu_seqlens_q.as<int32_t>(), *k = args.cu_seqlens_k.as<int32_t>();
+        const int64_t q_len = q[b + 1] - q[b], k_len = k[b + 1] - k[b];
+        return {q[b], q_len, k[b], k_len, k_len - q_len};
+    }
+    if (args.cache_seqlens.present()) {
+        const int64_t k_len = args.cache_seqlens.as<int32_t>()[b] + args.new_keys;
+        return {0, args.max_q, 0, k_len, k_len - args.max_q};
+    }
+    return {0, args.max_q, 0, args.max_k, args.diagonal};
+}
+
+// The element (b, h, token, 0) of a (batch, heads, token, dim) tensor; also of (batch, heads, token).
+inline int64_t offset_of(const Tensor& t, int64_t b, int64_t h, int64_t token) {
+    return b * t.stride[0] + h * t.stride[1] + token * t.stride[2];
+}
+
+// The row of dropout's hash for query i.
+inline uint64_t dropout_row(const AttentionScore& args, const Sequence& seq, int64_t total_q, int64_t b, int64_t h,
+                            int64_t i) {
+    return static_cast<uint64_t>(args.cu_seqlens_q.present() ? h * total_q + seq.q_begin + i
+                                                             : (b * args.heads + h) * args.max_q + i);
+}
+
+struct KeyRange {
+    int64_t begin, end;  // begin >= end: none
+};
+
+// The keys that queries first … last see between them by the window; each sees a range, and both its ends move with i.
+inline KeyRange visible_keys(const AttentionScore& args, const Sequence& seq, int64_t first, int64_t last) {
+    KeyRange range{0, seq.k_len};
+    if (args.window_left >= 0) range.begin = larger(0, first + seq.diagonal - args.window_left);
+    if (args.window_right >= 0) range.end = smaller(seq.k_len, last + seq.diagonal + args.window_right + 1);
+    return range;
+}
+
+}  // namespace fastattn::FASTATTN_ISA
