@@ -77,7 +77,8 @@ struct AttentionForward : AttentionScore {
 // X(function, arguments)
 #define FASTATTN_KERNELS(X)                                  \
     /* layer norm and RMS norm */                            \
-                                                             \
+    X(norm_forward, NormForward)                             \
+    X(norm_backward, NormBackward)                           \
     /* attention, forward */                                 \
     X(attention_forward, AttentionForward)                   \
                                                              \

@@ -54,6 +54,8 @@ def unsupported(tensor: Tensor, *others: Tensor | None) -> str | None:
     dtype = tensor.dtype
     if dtype not in DTYPES:
         return f"it computes in float32, bfloat16 and float16, not in {str(dtype).removeprefix('torch.')}"
+    if tensor.ndim > 8:
+        return f"its tensors have at most 8 dimensions, not {tensor.ndim}; flatten some of them"
     for other in others:
         if other is not None and (other.dtype != dtype or other.device.type != "cpu"):
             return (
@@ -61,3 +63,8 @@ def unsupported(tensor: Tensor, *others: Tensor | None) -> str | None:
                 f"{str(other.dtype).removeprefix('torch.')} on {other.device}"
             )
     return None
+
+
+def contiguous(tensor: Tensor | None) -> Tensor | None:
+    """The same tensor without gaps, for kernels that take no strides; None stays None."""
+    return None if tensor is None else tensor.contiguous()
