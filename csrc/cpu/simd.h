@@ -170,8 +170,12 @@ FASTATTN_INLINE void from_float(float x, Half& y) {
 FASTATTN_INLINE Vec load(const float* p) { return *reinterpret_cast<const UnalignedVec*>(p); }
 
 FASTATTN_INLINE Vec load(const BFloat16* p) {
+#if FASTATTN_AVX2  // GCC 12 widens each half of the vector by itself
+    return Vec(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))), 16));
+#else
     const HalfBits bits = *reinterpret_cast<const UnalignedHalfBits*>(p);
     return Vec(__builtin_convertvector(bits, Bits) << 16);
+#endif
 }
 
 FASTATTN_INLINE Vec load(const Half* p) {
@@ -188,7 +192,13 @@ FASTATTN_INLINE Vec load(const Half* p) {
 FASTATTN_INLINE void store(float* p, Vec v) { *reinterpret_cast<UnalignedVec*>(p) = v; }
 
 FASTATTN_INLINE void store(BFloat16* p, Vec v) {
+#if FASTATTN_AVX2  // the bits are below 2^16 already, which GCC 12 does not see
+    const __m256i bits = __m256i(detail::bfloat16_bits<Bits, Vec>(v));
+    const __m128i packed = _mm_packus_epi32(_mm256_castsi256_si128(bits), _mm256_extracti128_si256(bits, 1));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), packed);
+#else
     *reinterpret_cast<UnalignedHalfBits*>(p) = __builtin_convertvector((detail::bfloat16_bits<Bits, Vec>(v)), HalfBits);
+#endif
 }
 
 FASTATTN_INLINE void store(Half* p, Vec v) {
