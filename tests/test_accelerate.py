@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-import fastattn.nn
+import fastattn
 from fastattn.accelerate import Report, accelerate, restore
 from fastattn.integrations import swap
 
@@ -217,6 +217,11 @@ def test_the_report_says_what_was_left_and_why():
     assert str(report).splitlines()[0] == "fastattn: 1 modules accelerated, 5 left"
     for entry in report.left:
         assert entry.reason in str(report)
+
+
+def test_the_package_exports_the_functions():
+    assert fastattn.accelerate is accelerate
+    assert fastattn.restore is restore
 
 
 def test_a_module_used_twice_is_replaced_once():

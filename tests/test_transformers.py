@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers
 from torch import nn
-from transformers import AutoModel
+from transformers import AutoModel, AutoModelForSeq2SeqLM
 
 import fastattn.integrations.transformers  # noqa: F401  (registers "fastattn")
 from fastattn.accelerate import accelerate, restore
@@ -356,6 +356,31 @@ def test_torch_compile_traces_the_model_as_one_graph(name):
     out.square().sum().backward()
     expected.square().sum().backward()
     assert_gradients_near(model, eager)
+
+
+def test_t5_in_float16_keeps_its_last_matrix_in_float32(tmp_path):
+    whole = make("t5-gated")
+    whole.save_pretrained(tmp_path)
+    model = AutoModelForSeq2SeqLM.from_pretrained(tmp_path, dtype=torch.float16).eval()
+    assert model.encoder.block[0].layer[-1].DenseReluDense.wo.weight.dtype == torch.float32
+    eager = copy.deepcopy(model)
+    eager.set_attn_implementation("eager")
+    accelerate(model)
+    with torch.no_grad():
+        exact, out, rounded = (run("t5", each, batch("right")) for each in (whole, model, eager))
+    error, allowed = ((each.float() - exact).square().mean().sqrt() for each in (out, rounded))
+    assert error <= 2 * allowed
+
+
+def test_an_accelerated_model_is_saved_as_the_model_that_it_is(tmp_path):
+    model, _ = pair("bert")
+    model.save_pretrained(tmp_path)
+    assert "fastattn" not in (tmp_path / "config.json").read_text()
+    loaded = AutoModel.from_pretrained(tmp_path)
+    assert type(loaded) is type(model)
+    for (key, value), (other, saved) in zip(loaded.state_dict().items(), model.state_dict().items(), strict=True):
+        assert key == other
+        assert torch.equal(value, saved)
 
 
 DROPOUT = {
