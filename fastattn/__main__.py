@@ -15,9 +15,7 @@ def parser() -> argparse.ArgumentParser:
 
     bench = commands.add_parser("bench", help="compare with eager, SDPA, oneDNN and torch.compile")
     bench.add_argument("op", nargs="*", help=f"what to measure; everything by default ({', '.join(CASES)})")
-    bench.add_argument(
-        "--quick", action="store_true", help="small shapes, a fraction of a second each"
-    )
+    bench.add_argument("--quick", action="store_true", help="small shapes, a fraction of a second each")
     bench.add_argument(
         "--compile", action=argparse.BooleanOptionalAction, help="measure torch.compile too (default: unless --quick)"
     )

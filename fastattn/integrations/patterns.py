@@ -124,21 +124,26 @@ class FeedForward(Pattern):
         return super().unsupported(module) or _why_not_fused(*cls.get_parts(module)[:5])
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        w1, activation, dropout, w2, gate, output_dropout = self.get_parts(self)
-        if w1.weight.dtype != w2.weight.dtype:
+        w1, _, _, w2, _, _ = self.get_parts(self)
+        first, last = weights(w1), weights(w2)
+        if first and last and first[0].dtype != last[0].dtype:
             return super().forward(hidden_states)  # T5 keeps its last matrix in float32 and converts in between
-        out = feed_forward(hidden_states, w1, activation, dropout, w2, gate)
+        return self._fused(hidden_states)
+
+    def _fused(self, x: Tensor) -> Tensor:
+        w1, activation, dropout, w2, gate, output_dropout = self.get_parts(self)
+        out = feed_forward(x, w1, activation, dropout, w2, gate)
         return out if output_dropout is None else output_dropout(out)
 
 
 class ChunkedFeedForward(FeedForward):
     """`FeedForward` where the module's forward only cuts its input into chunks and `ff_chunk` computes them."""
 
-    def ff_chunk(self, x: Tensor) -> Tensor:
-        return FeedForward.forward(self, x)
-
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        return super(FeedForward, self).forward(*args, **kwargs)  # type: ignore[misc]
+        return super(FeedForward, self).forward(*args, **kwargs)  # the original's
+
+    def ff_chunk(self, x: Tensor) -> Tensor:
+        return self._fused(x)
 
 
 class FeedForwardAddNorm(Pattern):
