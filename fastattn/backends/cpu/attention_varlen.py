@@ -1,0 +1,86 @@
+"""Attention over packed sequences: csrc/cpu/attention_forward.cpp."""
+
+import torch
+from torch import Tensor
+
+from ..eager import attention_varlen as eager
+from . import _native
+from .attention import _through_eager
+
+
+def unsupported(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    attn_mask: Tensor | None,
+    alibi_slopes: Tensor | None,
+    seed: Tensor | None,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    scale: float,
+    window_left: int,
+    window_right: int,
+    softcap: float,
+    dropout_p: float,
+) -> str | None:
+    """Why the kernel cannot take this call; None if it can."""
+    return _native.unsupported(query, key, value)
+
+
+def forward(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    attn_mask: Tensor | None,
+    alibi_slopes: Tensor | None,
+    seed: Tensor | None,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    scale: float,
+    window_left: int,
+    window_right: int,
+    softcap: float,
+    dropout_p: float,
+) -> tuple[Tensor, Tensor]:
+    """Arguments and results as in docs/architecture.md, "Normalised arguments"."""
+    total_q, heads, _ = query.shape
+    out = query.new_empty(total_q, heads, value.shape[2])
+    lse = torch.empty(heads, total_q, dtype=torch.float32)
+    _native.C.attention_varlen_forward(
+        query,
+        key,
+        value,
+        cu_seqlens_q.contiguous(),
+        cu_seqlens_k.contiguous(),
+        attn_mask,
+        alibi_slopes,
+        seed,
+        out,
+        lse,
+        max_seqlen_q,
+        max_seqlen_k,
+        scale,
+        window_left,
+        window_right,
+        softcap,
+        dropout_p,
+    )
+    return out, lse
+
+
+def backward(grad_out, grad_lse, query, key, value, cu_seqlens_q, cu_seqlens_k, attn_mask, alibi_slopes, seed, *rest):
+    """Interim: the definition's own derivative, until csrc/cpu has the kernel."""
+    _, _, *settings, mask_grad = rest
+    return _through_eager(
+        eager.forward,
+        grad_out,
+        grad_lse,
+        (query, key, value),
+        attn_mask,
+        mask_grad,
+        lambda q, k, v, mask: (q, k, v, cu_seqlens_q, cu_seqlens_k, mask, alibi_slopes, seed, *settings),
+    )
