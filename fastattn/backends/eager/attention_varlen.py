@@ -13,7 +13,7 @@ def _unpack(packed: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> tuple[Tensor
     position = torch.arange(max_seqlen, device=packed.device)
     token = torch.where(position < length, start + position, 0)
     if packed.shape[0] == 0:
-        padded = packed.new_zeros(token.shape + packed.shape[1:])
+        padded = packed.new_zeros(token.shape + packed.shape[1:]) + packed.sum()  # of nothing; keeps the graph
     else:
         padded = torch.where((position < length)[:, :, None, None], packed[token], 0.0)
     return padded.transpose(1, 2), length[:, :, None, None]
@@ -22,7 +22,7 @@ def _unpack(packed: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> tuple[Tensor
 def _pack(padded: Tensor, cu_seqlens: Tensor, total: int) -> Tensor:
     """(batch, max_seqlen, …) to (total, …); tokens past the last sequence get zeros."""
     if total == 0 or padded.shape[0] == 0 or padded.shape[1] == 0:
-        return padded.new_zeros((total, *padded.shape[2:]))
+        return padded.new_zeros((total, *padded.shape[2:])) + padded[:0].sum()  # of nothing; keeps the graph
     token = torch.arange(total, device=padded.device)
     ends = cu_seqlens[1:].long()
     sequence = torch.searchsorted(ends, token, right=True)

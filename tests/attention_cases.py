@@ -1,0 +1,136 @@
+"""Cases for the tests of the three forms of attention, drawn by hypothesis."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from hypothesis import strategies as st
+from norm_cases import DTYPES, LAYOUTS, strided
+from torch import Tensor
+
+# One, the tiles' edges (12, 32, 64), the blocks' (96 queries, 128 or 256 keys), and what lies between.
+LENGTHS = st.one_of(st.integers(1, 40), st.sampled_from((2, 13, 0, 64, 95, 96, 97, 127, 128, 129, 200, 257, 300)))
+# Remainders of the vectors and tiles; the head_dims of real models.
+HEAD_DIMS = st.one_of(st.integers(1, 40), st.sampled_from((64, 72, 80, 96, 128, 256)))
+MOST_SCORES = 120_000  # keeps a case below a tenth of a second
+
+
+@dataclass
+class AttentionCase:
+    """Arguments of one call, ready for verify.check: `check(op, *case.tensors, **case.options)`."""
+
+    tensors: tuple[Any, ...]
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class _Draw:
+    """Draws the parts of a case from one generator and one dtype."""
+
+    draw: st.DrawFn
+    generator: torch.Generator
+    dtype: torch.dtype
+
+    def normal(self, *shape: int, scale: float = 1.0, dtype: torch.dtype | None = None) -> Tensor:
+        values = torch.randn(shape, generator=self.generator) * scale
+        return strided(values.to(dtype or self.dtype), self.draw(LAYOUTS)).requires_grad_()
+
+    def mask(self, batch: int, heads: int, q: int, k: int) -> Tensor | None:
+        """None, bool or floating, each dimension full or 1, sometimes with whole rows off."""
+        kind = self.draw(st.sampled_from(("none", "none", "bool", "float32", "own")))
+        if kind == "none":
+            return None
+        shape = tuple(n if self.draw(st.booleans()) else 1 for n in (batch, heads, q, k))
+        off = torch.rand(shape, generator=self.generator) < self.draw(st.sampled_from((0.0, 0.3, 0.95)))
+        if self.draw(st.booleans()):
+            off[..., : self.draw(st.integers(0, shape[2])), :] = True
+        if kind == "bool":
+            return ~off
+        dtype = torch.float32 if kind == "float32" else self.dtype
+        values = torch.randn(shape, generator=self.generator).masked_fill(off, -torch.inf)
+        return values.to(dtype).requires_grad_(self.draw(st.booleans()))
+
+    def options(self, batch: int, heads: int, causal: bool) -> dict[str, Any]:
+        options: dict[str, Any] = {"return_lse": True}
+        if self.draw(st.booleans()):
+            options["scale"] = self.draw(st.sampled_from((1.0, 0.05, 0.0, -0.3)))
+        if self.draw(st.integers(0, 3)) == 0:
+            options["softcap"] = self.draw(st.sampled_from((0.5, 20.0)))
+        if causal:
+            return options
+        if self.draw(st.integers(0, 2)) == 0:
+            side = st.one_of(st.none(), st.integers(0, 150))
+            options["window"] = (self.draw(side), self.draw(side))
+        if self.draw(st.integers(0, 3)) == 0:
+            per_batch = self.draw(st.booleans())
+            options["alibi_slopes"] = torch.rand((batch, heads) if per_batch else (heads,), generator=self.generator)
+        return options
+
+    def dropout_p(self) -> float:
+        return self.draw(st.sampled_from((0.0, 0.1, 0.0, 0.6, 0.0, 1.0)))
+
+
+def _drawing(draw: st.DrawFn) -> _Draw:
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    return _Draw(draw, generator, draw(st.sampled_from(DTYPES)))
+
+
+def _heads(draw: st.DrawFn) -> tuple[int, int]:
+    kv_heads = draw(st.integers(1, 3))
+    return kv_heads * draw(st.sampled_from((1, 1, 2, 3))), kv_heads
+
+
+@st.composite
+def attention_cases(draw: st.DrawFn) -> AttentionCase:
+    """For `fastattn.attention`."""
+    d = _drawing(draw)
+    heads, kv_heads = _heads(draw)
+    q, k, head_dim, value_dim = draw(LENGTHS), draw(LENGTHS), draw(HEAD_DIMS), draw(HEAD_DIMS)
+    fits = max(1, MOST_SCORES // max(heads * q * k, 1))
+    batch = min(fits, draw(st.sampled_from((2, 1, 3, 0))))
+    causal = draw(st.integers(0, 3)) == 0
+    magnitude = draw(st.sampled_from((1.0, 1.0, 6.0)))
+    query = d.normal(batch, heads, q, head_dim, scale=magnitude)
+    key = d.normal(batch, kv_heads, k, head_dim)
+    value = d.normal(batch, kv_heads, k, value_dim)
+    options = d.options(batch, heads, causal)
+    options |= {"attn_mask": d.mask(batch, heads, q, k), "dropout_p": d.dropout_p(), "is_causal": causal}
+    return AttentionCase((query, key, value), options | {"enable_gqa": True})
+
+
+@st.composite
+def varlen_cases(draw: st.DrawFn) -> AttentionCase:
+    """For `fastattn.attention_varlen`; sequences may be empty."""
+    d = _drawing(draw)
+    heads, kv_heads = _heads(draw)
+    lengths = draw(st.lists(st.tuples(LENGTHS, LENGTHS), max_size=5))
+    q_lens, k_lens = [q for q, _ in lengths], [k for _, k in lengths]
+    cu_q, cu_k = (torch.tensor([0, *lens]).cumsum(0).to(torch.int32) for lens in (q_lens, k_lens))
+    max_q, max_k = max(q_lens, default=0), max(k_lens, default=0) + draw(st.integers(0, 2))
+    head_dim, value_dim = draw(HEAD_DIMS), draw(HEAD_DIMS)
+    query = d.normal(sum(q_lens), heads, head_dim)
+    key, value = d.normal(sum(k_lens), kv_heads, head_dim), d.normal(sum(k_lens), kv_heads, value_dim)
+    causal = draw(st.booleans())
+    options = d.options(len(lengths), heads, causal)
+    options |= {"attn_mask": d.mask(len(lengths), heads, max_q, max_k), "dropout_p": d.dropout_p()}
+    return AttentionCase((query, key, value, cu_q, cu_k, max_q, max_k), options | {"is_causal": causal})
+
+
+@st.composite
+def kvcache_cases(draw: st.DrawFn) -> AttentionCase:
+    """For `fastattn.attention_with_kvcache`: the caches hold NaN beyond their keys. No gradients: it has none."""
+    d = _drawing(draw)
+    heads, kv_heads = _heads(draw)
+    batch, q, new = draw(st.integers(0, 3)), draw(st.integers(0, 9)), draw(st.integers(0, 9))
+    lengths = torch.tensor([draw(LENGTHS) for _ in range(batch)], dtype=torch.int32)
+    capacity = int(lengths.max() if batch else 0) + new + draw(st.integers(0, 3))
+    head_dim, value_dim = draw(HEAD_DIMS), draw(HEAD_DIMS)
+    caches = [d.normal(batch, kv_heads, capacity, dim).detach() for dim in (head_dim, value_dim)]
+    for cache in caches:
+        for b, length in enumerate(lengths.tolist()):
+            cache[b, :, length:] = torch.nan
+    added = [d.normal(batch, kv_heads, new, dim).detach() for dim in (head_dim, value_dim)]
+    query = d.normal(batch, heads, q, head_dim).detach()
+    options = d.options(batch, heads, causal=False)
+    options |= {"cache_seqlens": lengths, "is_causal": draw(st.booleans())}
+    return AttentionCase((query, *caches, *(added if new else (None, None))), options)

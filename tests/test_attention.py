@@ -1,0 +1,176 @@
+"""Attention on the CPU, dense, forward and backward, against the eager definition."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from attention_cases import AttentionCase, attention_cases
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from norm_cases import DTYPES, with_specials
+
+import fastattn
+from fastattn import verify
+from fastattn.backends.cpu import _native, attention
+from fastattn.backends.eager import dropout as eager_dropout
+
+
+@settings(max_examples=150)
+@given(case=attention_cases())
+def test_outputs_and_gradients_obey_the_numerics_rule(isa: str, case: AttentionCase) -> None:
+    verify.check(fastattn.attention, *case.tensors, backend="cpu", **case.options).raise_if_failed()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("head_dim", [32, 64, 80, 128])
+def test_real_sizes_against_torchs_own(dtype: torch.dtype, causal: bool, head_dim: int) -> None:
+    """More blocks of queries and keys than the drawn cases have, judged by torch's function instead of ours."""
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(1, 700, 3, head_dim).to(dtype).transpose(1, 2).requires_grad_() for _ in range(3))
+
+    def torchs(query, key, value):
+        return F.scaled_dot_product_attention(query, key, value, is_causal=causal)
+
+    def ours(query, key, value):
+        return fastattn.attention(query, key, value, is_causal=causal)
+
+    verify.check(ours, query, key, value, backend="cpu", eager=torchs).raise_if_failed()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("batch", "heads", "kv_heads", "q", "k"), [(2, 4, 2, 300, 500), (1, 1, 1, 1000, 700), (1, 8, 1, 1, 900)]
+)
+@pytest.mark.parametrize("dropout_p", [0.0, 0.2])
+def test_bits_do_not_depend_on_threads(
+    isa, same_bits_at_any_thread_count, dtype, batch, heads, kv_heads, q, k, dropout_p
+) -> None:
+    torch.manual_seed(0)
+    query = torch.randn(batch, heads, q, 40).to(dtype).requires_grad_()
+    key, value = (torch.randn(batch, kv_heads, k, 40).to(dtype).requires_grad_() for _ in range(2))
+    mask = torch.randn(1, heads, q, k, requires_grad=True)
+
+    def run() -> list[torch.Tensor]:
+        torch.manual_seed(1)
+        with fastattn.use_backend("cpu"):
+            out, lse = fastattn.attention(
+                query, key, value, mask, dropout_p, enable_gqa=True, window=(600, 100), return_lse=True
+            )
+            finite = lse.masked_fill(lse == -torch.inf, 0.0)
+            grads = torch.autograd.grad(out.float().square().sum() + finite.sum(), (query, key, value, mask))
+        return [out, lse, *grads]
+
+    same_bits_at_any_thread_count(run)
+
+
+@given(p=st.sampled_from((0.1, 0.5, 0.999, 1.0)), seed=st.integers(-(2**63), 2**63 - 1), q=st.integers(1, 120))
+def test_dropout_drops_what_eager_drops(isa: str, p: float, seed: int, q: int) -> None:
+    """With equal scores and the unit matrix for values, the output is the dropped weights themselves."""
+    heads, k = 2, 130
+    query, key, value = torch.zeros(1, heads, q, 8), torch.zeros(1, heads, k, 8), torch.eye(k).expand(1, heads, k, k)
+    seed_tensor = torch.tensor([seed])
+    out, _ = attention.forward(query, key, value, None, None, seed_tensor, 1.0, -1, -1, 0, 0.0, p)
+    keep = eager_dropout.keep_mask(seed_tensor, torch.arange(heads * q).reshape(1, heads, q), k, p)
+    assert torch.equal(out != 0, keep)
+    torch.testing.assert_close(out, keep / k / (1 - p) if p < 1 else torch.zeros_like(out))
+
+
+@given(
+    seed=st.integers(0, 1000),
+    dtype=st.sampled_from(DTYPES),
+    where=st.sampled_from(("query", "key", "value", "attn_mask")),
+    q=st.sampled_from((1, 3, 20)),
+)
+def test_nan_and_infinity_propagate_as_in_eager(isa: str, seed: int, dtype: torch.dtype, where: str, q: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    given = {
+        "query": torch.randn(1, 2, q, 24, generator=generator).to(dtype),
+        "key": torch.randn(1, 2, 40, 24, generator=generator).to(dtype),
+        "value": torch.randn(1, 2, 40, 24, generator=generator).to(dtype),
+        "attn_mask": torch.randn(2, q, 40, generator=generator),
+    }
+    given[where] = with_specials(given[where], generator)
+    leaves = [x.requires_grad_() for x in given.values()]
+    verify.check(fastattn.attention, *leaves, backend="cpu").raise_if_failed()
+
+
+def test_a_query_without_keys_gets_zeros_in_both_directions(isa: str) -> None:
+    for q in (3, 50):
+        query, key, value = (torch.randn(1, 2, n, 16, requires_grad=True) for n in (q, 60, 60))
+        mask = torch.ones(q, 60, dtype=torch.bool)
+        mask[1] = False
+        with fastattn.use_backend("cpu"):
+            out, lse = fastattn.attention(query, key, value, mask, return_lse=True)
+        assert not out[0, :, 1].any()
+        assert (lse[0, :, 1] == -torch.inf).all()
+        grads = torch.autograd.grad(out.square().sum(), (query, key, value))
+        assert not grads[0][0, :, 1].any()
+        assert all(g.isfinite().all() for g in grads)
+
+
+def test_the_output_is_stored_with_its_heads_together(isa: str) -> None:
+    query, key, value = (torch.randn(2, 3, 5, 8) for _ in range(3))
+    out = fastattn.attention(query, key, value)
+    assert out.transpose(1, 2).is_contiguous()
+
+
+@pytest.mark.parametrize(
+    ("query", "why"),
+    [
+        (torch.randn(1, 2, 3, 4, dtype=torch.float64), "float64"),
+        (torch.empty(1, 2, 3, 4, device="meta"), "CPU"),
+    ],
+)
+def test_unsupported_says_why(query: torch.Tensor, why: str) -> None:
+    assert why in attention.unsupported(query, query, query, None, None, None, 1.0, -1, -1, 0, 0.0, 0.0)
+
+
+def forward_arguments() -> dict:
+    tensors = {name: torch.randn(2, 4, 5, 6) for name in ("query", "key", "value", "out")}
+    return {
+        **tensors,
+        "attn_mask": torch.zeros(2, 4, 5, 5),
+        "alibi_slopes": torch.ones(4),
+        "seed": torch.tensor([1]),
+        "lse": torch.empty(2, 4, 5),
+        "scale": 1.0,
+        "window_left": 3,
+        "window_right": -1,
+        "diagonal": 0,
+        "softcap": 0.0,
+        "dropout_p": 0.5,
+    }
+
+
+WRONG_TENSORS = (
+    torch.randn(2, 4),
+    torch.randn(2, 4, 7, 7),
+    torch.randn(3, 3, 5, 6),
+    torch.randn(2, 4, 5, 6).double(),
+    torch.ones(2, 4, 5, 6, dtype=torch.int64),
+    torch.empty(2, 4, 5, 6, device="meta"),
+    "text",
+    3,
+)
+
+
+def test_no_argument_reaches_the_kernel_unchecked() -> None:
+    good = forward_arguments()
+    _native.C.attention_forward(**good)
+    wrong = dict.fromkeys(("query", "key", "value", "out", "lse"), (None, *WRONG_TENSORS))
+    wrong["attn_mask"] = WRONG_TENSORS
+    wrong["alibi_slopes"] = (*WRONG_TENSORS[1:], torch.ones(3), torch.ones(4).half())
+    wrong["seed"] = (None, torch.tensor([1, 2]), torch.tensor([1.0]), 1)
+    wrong["dropout_p"] = (None, "text", float("nan"), -0.1, 1.5)
+    wrong |= dict.fromkeys(("scale", "window_left", "window_right", "diagonal", "softcap"), (None, "text"))
+    wrong["out"] += (torch.randn(2, 4, 1, 6).expand(2, 4, 5, 6),)
+    for name, values in wrong.items():
+        for value in values:
+            with pytest.raises((TypeError, ValueError), match=r"\w+ \w+"):
+                _native.C.attention_forward(**{**good, name: value})
+
+
+@pytest.mark.parametrize("far", [2**62, -(2**62)])
+def test_far_windows_and_diagonals_do_not_overflow(far: int) -> None:
+    arguments = forward_arguments() | {"window_left": far, "window_right": far, "diagonal": far}
+    _native.C.attention_forward(**arguments)
