@@ -70,9 +70,11 @@ FASTATTN_INLINE Vec add_product(Vec sum, const BFloat16Pair*, Vec a, Vec b) {
 
 }  // namespace detail
 
-template <int kRows = kTileRows, class T>
-FASTATTN_INLINE void tile_product(int64_t depth, const T* a, int64_t a_row, int64_t a_step, const T* b, int64_t b_step,
-                                  float* c, int64_t c_row, bool accumulate) {
+namespace detail {
+
+template <int kRows, class T>
+FASTATTN_INLINE void one_chain(int64_t depth, const T* a, int64_t a_row, int64_t a_step, const T* b, int64_t b_step,
+                               float* c, int64_t c_row, bool accumulate) {
     Vec sum[kRows][kTileVectors];
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
@@ -96,6 +98,24 @@ FASTATTN_INLINE void tile_product(int64_t depth, const T* a, int64_t a_row, int6
             store(place, accumulate ? load(place) + sum[r][v] : sum[r][v]);
         }
     }
+}
+
+}  // namespace detail
+
+template <int kRows = kTileRows, class T>
+FASTATTN_INLINE void tile_product(int64_t depth, const T* a, int64_t a_row, int64_t a_step, const T* b, int64_t b_step,
+                                  float* c, int64_t c_row, bool accumulate) {
+#ifndef __FMA__
+    // Products and sums are rounded apart: short chains keep the sums' share of it small.
+    constexpr int64_t kChain = 16;
+    for (; depth > kChain; depth -= kChain) {
+        detail::one_chain<kRows>(kChain, a, a_row, a_step, b, b_step, c, c_row, accumulate);
+        a += kChain * a_step;
+        b += kChain * b_step;
+        accumulate = true;
+    }
+#endif
+    detail::one_chain<kRows>(depth, a, a_row, a_step, b, b_step, c, c_row, accumulate);
 }
 
 template <class T>
