@@ -187,6 +187,8 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.disable_progress_bar()
     console = Console()
+    if not console.is_terminal:
+        console.width = max(console.width, 110)  # a pipe has no width of its own; the table needs this much
 
     passages = stdlib_passages(arguments.passages)
     rivals = variants(passages, arguments.batch_size, console)

@@ -68,3 +68,8 @@ def unsupported(tensor: Tensor, *others: Tensor | None) -> str | None:
 def contiguous(tensor: Tensor | None) -> Tensor | None:
     """The same tensor without gaps, for kernels that take no strides; None stays None."""
     return None if tensor is None else tensor.contiguous()
+
+
+def given(tensor: Tensor | None, like: Tensor) -> Tensor:
+    """The tensor, or an empty one where there is none: torch.library ops return tensors."""
+    return like.new_empty(0) if tensor is None else tensor

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from . import _native
-from ._native import contiguous
+from ._native import contiguous, given
 
 
 def unsupported(
@@ -44,7 +44,7 @@ def forward(
         eps,
         dropout_p,
     )
-    return out, x.new_empty(0) if total is None else total, rstd
+    return out, given(total, x), rstd
 
 
 def backward(
@@ -73,5 +73,4 @@ def backward(
         grad_weight,
         dropout_p,
     )
-    empty = [total.new_empty(0) if gradient is None else gradient for gradient in (grad_x, grad_weight)]
-    return grad_residual, *empty
+    return grad_residual, given(grad_x, total), given(grad_weight, total)
