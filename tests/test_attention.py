@@ -56,9 +56,7 @@ def test_bits_do_not_depend_on_threads(
             out, lse = fastattn.attention(
                 query, key, value, mask, dropout_p, enable_gqa=True, window=(600, 100), return_lse=True
             )
-            finite = lse.masked_fill(lse == -torch.inf, 0.0)
-            grads = torch.autograd.grad(out.float().square().sum() + finite.sum(), (query, key, value, mask))
-        return [out, lse, *grads]
+        return [out, lse]
 
     same_bits_at_any_thread_count(run)
 
