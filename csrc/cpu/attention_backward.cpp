@@ -34,6 +34,8 @@ constexpr int64_t kChunkBlocks =
     8;  // blocks of queries in a chunk: with a block of keys, half of the second-level cache
 constexpr int64_t kEnoughTasks = 16;  // (batch, kv head) pairs that need not be split
 constexpr int64_t kLeastBlocks = 4;   // of queries, in a part
+constexpr float kLargeLse =
+    16.0f;  // beyond, the rounding of lse is more than a few units in the last place of a weight
 
 // T: elements of the tensors; P: of the products' operands.
 template <class T, class P>
@@ -99,7 +101,7 @@ class Backward {
         int64_t h, i0, rows;
         const Weight *query_rows, *out_rows;  // of query and grad_out: left operands
         const P *query_panels, *out_panels;   // right operands
-        float *base, *delta;
+        RowTerms terms;
         float* sums;  // of grad_query
     };
 
@@ -107,7 +109,7 @@ class Backward {
     struct Workspace {
         Weight *query_rows, *out_rows;
         P *query_panels, *out_panels;
-        float *base, *delta, *query_sums;
+        float *base, *scale, *delta, *grad_lse, *query_sums;
         P *keys_across, *values_across, *keys;  // key^T, value^T and key: right operands
         P* columns;                             // grad_out^T and out^T of kTileColumns queries
         BlockMemory<P> block;
@@ -139,7 +141,9 @@ class Backward {
         w.query_panels = take_elements(rows / kSteps * head_columns_);
         w.out_panels = take_elements(rows / kSteps * value_columns_);
         w.base = take(rows);
+        w.scale = take(rows);
         w.delta = take(rows);
+        w.grad_lse = take(rows);
         w.query_sums = take(rows * head_columns_);
         w.keys_across = take_elements(kKeys * head_steps_);
         w.values_across = take_elements(kKeys * value_steps_);
@@ -156,7 +160,7 @@ class Backward {
             m.grad_rows = reinterpret_cast<Weight*>(take(kQueryRows * kStride / kSteps));
         }
         m.slopes = take(kSteps * kStride);
-        m.dropped = take(kStride);
+        m.dropped = take(kSteps * kStride);
         w.mask_columns = take(kStride);
         return w;
     }
@@ -171,34 +175,58 @@ class Backward {
         for (int64_t x = 0; x < round_up(seq.k_len, kKeys) * (head_columns_ + value_columns_); ++x) key_sums[x] = 0.0f;
         for (int64_t c = 0; c < kStride; ++c) w.mask_columns[c] = 0.0f;
         MaskSums mask_sums = mask_gradient_.of_part(part, w.mask_columns);
+        MaskSums* mask_sums_or_null = mask_gradient_.wanted() ? &mask_sums : nullptr;
 
         for (int64_t from = first; from < last; from += kChunkBlocks) {
             Queries chunk[kChunkBlocks];
             int64_t count = 0;
             for (int64_t x = from; x < smaller(from + kChunkBlocks, last); ++x) {
                 const int64_t h = kv_head * group_ + x / query_blocks_, i0 = x % query_blocks_ * kQueryRows;
-                if (i0 < seq.q_len) chunk[count] = load_queries(seq, b, h, i0, count, mask_sums, w), ++count;
+                if (i0 < seq.q_len) chunk[count] = load_queries(seq, b, h, i0, count, w), ++count;
             }
-            for (int64_t j0 = 0; j0 < seq.k_len; j0 += kKeys) {
-                const int64_t keys = smaller(kKeys, seq.k_len - j0);
-                float* grad_key = key_sums + j0 * (head_columns_ + value_columns_);
-                bool packed = false;
+            bool any_gathered = false;
+            for (int64_t x = 0; x < count; ++x) any_gathered |= chunk[x].terms.source == RowTerms::kGathered;
+            if (any_gathered) {
+                for_blocks(seq, b, kv_head, chunk, count, w, [&](const Block& block, const Queries& queries) {
+                    if (queries.terms.source != RowTerms::kGathered) return;
+                    find_products(block, queries, w);
+                    gradient_.gather(block, queries.terms, w.block);
+                });
                 for (int64_t x = 0; x < count; ++x) {
-                    Block block = {b, chunk[x].h, chunk[x].i0, chunk[x].rows, j0, keys, seq, {}, {}};
-                    find_visible(block);
-                    if (gradient_.nothing_visible(block)) continue;
-                    if (!packed) pack_keys(seq, b, kv_head, j0, keys, w);
-                    packed = true;
-                    multiply(block, chunk[x], mask_sums, grad_key, w);
+                    if (chunk[x].terms.source != RowTerms::kGathered) continue;
+                    for (int64_t r = 0; r < chunk[x].rows; ++r) gradient_.finish_row(chunk[x].terms, r);
                 }
             }
-            for (int64_t x = 0; x < count; ++x) write_queries(seq, b, chunk[x]);
+            for_blocks(seq, b, kv_head, chunk, count, w, [&](const Block& block, const Queries& queries) {
+                find_products(block, queries, w);
+                gradient_.weigh(block, queries.terms, mask_sums_or_null, w.block);
+                add_gradients(block, queries, key_sums + block.j0 * (head_columns_ + value_columns_), w);
+            });
+            for (int64_t x = 0; x < count; ++x) write_queries(seq, b, chunk[x], mask_sums_or_null);
+        }
+    }
+
+    // body(block, queries) for each block of keys and, within, each block of a chunk's queries that sees any of them.
+    template <class Body>
+    void for_blocks(const Sequence& seq, int64_t b, int64_t kv_head, const Queries* chunk, int64_t count,
+                    const Workspace& w, const Body& body) const {
+        for (int64_t j0 = 0; j0 < seq.k_len; j0 += kKeys) {
+            const int64_t keys = smaller(kKeys, seq.k_len - j0);
+            bool packed = false;
+            for (int64_t x = 0; x < count; ++x) {
+                Block block = {b, chunk[x].h, chunk[x].i0, chunk[x].rows, j0, keys, seq, {}, {}};
+                find_visible(block);
+                if (gradient_.nothing_visible(block)) continue;
+                if (!packed) pack_keys(seq, b, kv_head, j0, keys, w);
+                packed = true;
+                body(block, chunk[x]);
+            }
         }
     }
 
     // ---- Queries ----------------------------------------------------------------------------------------------------
 
-    Queries load_queries(const Sequence& seq, int64_t b, int64_t h, int64_t i0, int64_t slot, MaskSums& mask_sums,
+    Queries load_queries(const Sequence& seq, int64_t b, int64_t h, int64_t i0, int64_t slot,
                          const Workspace& w) const {
         const int64_t rows = smaller(kQueryRows, seq.q_len - i0), token = seq.q_begin + i0, place = slot * kQueryRows;
         Weight* query_rows = w.query_rows + place * head_steps_ * kSteps;
@@ -207,35 +235,48 @@ class Backward {
         P* out_panels = w.out_panels + place / kSteps * value_columns_;
         load_both(args_.query, b, h, token, rows, query_rows, query_panels);
         load_both(args_.grad_out, b, h, token, rows, out_rows, out_panels);
-        Queries queries = {h,
-                           i0,
-                           rows,
-                           query_rows,
-                           out_rows,
-                           query_panels,
-                           out_panels,
-                           w.base + place,
-                           w.delta + place,
-                           w.query_sums + place * head_columns_};
-        for (int64_t x = 0; x < kQueryRows * head_columns_; ++x) queries.sums[x] = 0.0f;
-        for (int64_t r = rows; r < kQueryRows; ++r) queries.base[r] = queries.delta[r] = 0.0f;
-        for (int64_t r = 0; r < rows; r += kTileColumns) {
-            find_delta(b, h, token + r, smaller(kTileColumns, rows - r), queries.delta + r, w);
+        const RowTerms terms = {find_source(seq, b, h, i0, rows), w.base + place, w.scale + place, w.delta + place,
+                                w.grad_lse + place};
+        load_terms(b, h, token, rows, terms, w.grad_lse + place, w);
+        float* sums = w.query_sums + place * head_columns_;
+        for (int64_t x = 0; x < kQueryRows * head_columns_; ++x) sums[x] = 0.0f;
+        return {h, i0, rows, query_rows, out_rows, query_panels, out_panels, terms, sums};
+    }
+
+    RowTerms::Source find_source(const Sequence& seq, int64_t b, int64_t h, int64_t i0, int64_t rows) const {
+        const KeyRange range = visible_keys(args_, seq, i0, i0 + rows - 1);
+        if (range.begin >= range.end || range.begin / kKeys == (range.end - 1) / kKeys) return RowTerms::kHere;
+        for (int64_t r = 0; r < rows; ++r) {
+            const float lse = args_.lse.as<float>()[offset_of(args_.lse, b, h, seq.q_begin + i0 + r)];
+            if (lse != -kInfinity && (lse > kLargeLse || lse < -kLargeLse)) return RowTerms::kGathered;
+        }
+        return RowTerms::kFromLse;
+    }
+
+    void load_terms(int64_t b, int64_t h, int64_t token, int64_t rows, const RowTerms& terms, float* grad_lse,
+                    const Workspace& w) const {
+        const bool from_lse = terms.source == RowTerms::kFromLse;
+        for (int64_t r = 0; r < kQueryRows; ++r) {
+            terms.base[r] = from_lse ? 0.0f : -kInfinity;
+            terms.scale[r] = from_lse ? 1.0f : 0.0f;
+            terms.delta[r] = grad_lse[r] = 0.0f;
+        }
+        for (int64_t r = 0; from_lse && r < rows; r += kTileColumns) {
+            find_delta(b, h, token + r, smaller(kTileColumns, rows - r), terms.delta + r, w);
         }
         for (int64_t r = 0; r < rows; ++r) {
             const float lse = args_.lse.as<float>()[offset_of(args_.lse, b, h, token + r)];
-            const Tensor& grad_lse = args_.grad_lse;
-            const float grad = grad_lse.present() && lse != -kInfinity
-                                   ? grad_lse.as<float>()[offset_of(grad_lse, b, h, token + r)]
-                                   : 0.0f;
-            queries.base[r] = lse == -kInfinity  ? 0.0f
-                              : lse == kInfinity ? __builtin_nanf("")
-                                                 : static_cast<float>(lse * 1.4426950408889634);
-            queries.delta[r] = lse == -kInfinity ? 0.0f : queries.delta[r] - grad;
-            if (args_.grad_mask.present())
-                mask_sums.add_constant(b, h, i0 + r, grad + (queries.delta[r] - queries.delta[r]));
+            if (lse == -kInfinity) {
+                terms.delta[r] = 0.0f;
+                continue;
+            }
+            if (args_.grad_lse.present()) {
+                grad_lse[r] = args_.grad_lse.as<float>()[offset_of(args_.grad_lse, b, h, token + r)];
+            }
+            if (!from_lse) continue;
+            terms.base[r] = lse == kInfinity ? __builtin_nanf("") : static_cast<float>(lse * 1.4426950408889634);
+            terms.delta[r] -= grad_lse[r];
         }
-        return queries;
     }
 
     // Rows of a (batch, heads, token, dim) tensor as left and as right operands.
@@ -262,9 +303,13 @@ class Backward {
         }
     }
 
-    void write_queries(const Sequence& seq, int64_t b, const Queries& queries) const {
+    void write_queries(const Sequence& seq, int64_t b, const Queries& queries, MaskSums* mask_sums) const {
         write_rows(args_.grad_query, b, queries.h, seq.q_begin + queries.i0, queries.rows, queries.sums, head_columns_,
                    args_.scale);
+        for (int64_t r = 0; mask_sums && r < queries.rows; ++r) {
+            const float delta = queries.terms.delta[r], nan_or_zero = delta - delta;
+            mask_sums->add_constant(b, queries.h, queries.i0 + r, queries.terms.grad_lse[r] + nan_or_zero);
+        }
     }
 
     static void write_rows(const Tensor& to, int64_t b, int64_t h, int64_t token, int64_t rows, const float* from,
@@ -332,8 +377,8 @@ class Backward {
         }
     }
 
-    void multiply(const Block& block, const Queries& queries, MaskSums& mask_sums, float* grad_key,
-                  const Workspace& w) const {
+    // x and y.
+    void find_products(const Block& block, const Queries& queries, const Workspace& w) const {
         const BlockMemory<P>& m = w.block;
         for (int64_t c = 0; c < block.count; c += kTileColumns) {
             for (int64_t r = 0; r < block.rows; r += kTileRows) {
@@ -345,7 +390,11 @@ class Backward {
                              w.values_across + c * value_steps_, kTileColumns, m.y + r * kStride + c, kStride, false);
             }
         }
-        gradient_.run(block, queries.base, queries.delta, mask_gradient_.wanted() ? &mask_sums : nullptr, m);
+    }
+
+    // The other three products.
+    void add_gradients(const Block& block, const Queries& queries, float* grad_key, const Workspace& w) const {
+        const BlockMemory<P>& m = w.block;
         for (int64_t r = 0; r < block.count; r += kTileRows) add_to_keys(block, r, queries, grad_key, m);
         for (int64_t c = 0; c < head_columns_; c += kTileColumns) {
             for (int64_t r = 0; r < block.rows; r += kTileRows) {

@@ -13,6 +13,7 @@
 #include "attention_mask_gradient.h"
 #include "attention_operands.h"
 #include "score.h"
+#include "softmax.h"
 
 namespace fastattn::FASTATTN_ISA {
 
@@ -29,6 +30,21 @@ struct Block {
     KeyRange computed[kStrips];  // the same in whole tiles
 };
 
+// What a block's rows need beside x and y. The weights are p = exp2(s - base) * scale.
+//
+//     kFromLse     base = lse, scale = 1, delta = sum of grad_out * out, given beforehand
+//     kHere        found in the block itself, which holds all the row's keys
+//     kGathered    found by a pass over all blocks of keys that comes first
+//
+// The last two are as exact as a softmax of the whole row. The first leaves the roundings of lse and out in every
+// weight and gradient of the row. That is too much where one key has almost all the weight, and its gradient cancels to
+// almost nothing (a row of one key: to nothing), and where lse is large.
+struct RowTerms {
+    enum Source { kFromLse, kHere, kGathered } source;
+    float *base, *scale, *delta;  // beyond the last row: zeros
+    const float* grad_lse;
+};
+
 // A block's scratch. For float, `weights` and `grads` are x and y themselves.
 template <class P>
 struct BlockMemory {
@@ -36,7 +52,7 @@ struct BlockMemory {
     float *x, *y;             // (kQueryRows, kStride)
     P *weights, *grads;       // (kQueryRows / steps, kStride): an element is `steps` queries of a key
     Weight* grad_rows;        // (kQueryRows, kStride): rows of keys
-    float *slopes, *dropped;  // kStride
+    float *slopes, *dropped;  // (steps, kStride)
 };
 
 template <class P>
@@ -55,23 +71,47 @@ class ScoreGradient {
                (args_.mask.present() && score_.all_off(block.b, block.h, block.i0, block.rows, block.j0, block.count));
     }
 
-    // `base` is lse in units of log 2; it and `delta` hold zeros beyond the last row.
-    void run(const Block& block, const float* base, const float* delta, MaskSums* mask_sums,
-             const BlockMemory<P>& m) const {
+    // Rows with kGathered terms: adds a block's keys to the terms' sums, which begin at -inf, 0 and 0.
+    void gather(const Block& block, const RowTerms& terms, const BlockMemory<P>& m) const {
+        for (int64_t r = 0; r < block.rows; ++r) {
+            const KeyRange computed = block.computed[r / kTileRows];
+            if (computed.begin >= computed.end) continue;
+            prepare_row(block, r, computed, m);
+            gather_row(block, r, computed, terms, m);
+        }
+    }
+
+    // And after the last of them.
+    static void finish_row(const RowTerms& terms, int64_t r) {
+        const float total = terms.scale[r];
+        terms.scale[r] = total == 0.0f ? 0.0f : 1.0f / total;
+        terms.delta[r] = total == 0.0f ? 0.0f : terms.delta[r] * terms.scale[r] - terms.grad_lse[r];
+    }
+
+    // From x and y to the operands of the other products.
+    void weigh(const Block& block, const RowTerms& terms, MaskSums* mask_sums, const BlockMemory<P>& m) const {
         for (int64_t r = 0; r < round_up(block.rows, kSteps); r += kSteps) {
             const KeyRange computed = block.computed[r / kTileRows];
             if (computed.begin >= computed.end) continue;
-            if (!plain_) {
-                for (int64_t i = r; i < r + kSteps; ++i) weigh_row(block, i, computed, base[i], delta[i], mask_sums, m);
-                narrow_rows(r, computed, m);
+            bool whole = args_.mask.dtype != DType::kBool;
+            for (int64_t i = r; i < r + kSteps; ++i) whole &= prepare_row(block, i, computed, m);
+            if (plain_ && terms.source == RowTerms::kFromLse) {
+                weigh_rows<true>(whole, r, computed, terms, m);
                 continue;
             }
-            bool whole = true;
-            for (int64_t i = r; i < r + kSteps; ++i) whole &= prepare_row(block, i, computed, m);
-            if (whole) {
-                weigh_rows<false>(r, computed, base, delta, m);
+            for (int64_t i = r; i < r + kSteps; ++i) {
+                if (terms.source == RowTerms::kHere) {
+                    gather_row(block, i, computed, terms, m);
+                    finish_row(terms, i);
+                } else {
+                    exponentiate(block, i, computed, terms.base[i], m);
+                }
+            }
+            if (plain_) {
+                weigh_rows<false>(whole, r, computed, terms, m);
             } else {
-                weigh_rows<true>(r, computed, base, delta, m);
+                for (int64_t i = r; i < r + kSteps; ++i) weigh_row(block, whole, i, computed, terms, mask_sums, m);
+                narrow_rows(r, computed, m);
             }
         }
         if (mask_sums) mask_sums->finish_block(block.b, block.h, block.j0, block.count);
@@ -84,51 +124,84 @@ class ScoreGradient {
     bool prepare_row(const Block& block, int64_t r, KeyRange computed, const BlockMemory<P>& m) const {
         float *x = m.x + r * kStride + computed.begin, *y = m.y + r * kStride + computed.begin;
         const int64_t columns = computed.end - computed.begin, first = block.j0 + computed.begin;
+        const int64_t count = smaller(columns, block.count - computed.begin);
         if (r >= block.rows) {
             for (int64_t c = 0; c < columns; ++c) x[c] = -kInfinity, y[c] = 0.0f;
-            return false;
+            return true;
         }
         const int64_t i = block.i0 + r;
         if (!score_.plain()) {
-            const int64_t count = smaller(columns, block.count - computed.begin);
             score_.score_row(block.seq, block.b, block.h, i, first, count, x,
-                             args_.softcap > 0.0f ? slopes_of(r, m) : nullptr);
+                             args_.softcap > 0.0f ? m.slopes + r % kSteps * kStride : nullptr);
         }
         const KeyRange range = visible_keys(args_, block.seq, i, i);
-        if (range.begin <= first && range.end >= first + columns) return true;
-        Score::exclude(range, first, columns, x);
-        return false;
+        if (range.begin > first || range.end < first + columns) Score::exclude(range, first, columns, x);
+        return range.begin <= first && range.end >= first + count;
     }
 
-    static float* slopes_of(int64_t r, const BlockMemory<P>& m) { return m.slopes + r % kSteps * kStride; }
-
-    template <bool kExcluded>
-    static FASTATTN_INLINE void weigh(Vec factor, Vec base, Vec delta, Vec& x, Vec& y) {
-        const Vec weight = exp2_bounded(x * factor - base), grad = weight * (y - delta);
-        y = kExcluded ? select(x == splat(-kInfinity), Vec{}, grad) : grad;
-        x = weight;
+    // Scores become exp2(s - base); returns their sum. With dropout, `dropped` becomes what it leaves of them, and y
+    // the gradient of the weights before it.
+    float exponentiate(const Block& block, int64_t r, KeyRange computed, float base, const BlockMemory<P>& m) const {
+        float *x = m.x + r * kStride + computed.begin, *y = m.y + r * kStride + computed.begin;
+        const int64_t columns = computed.end - computed.begin;
+        const float total = exponentials(score_.plain() ? score_.factor() : 1.0f, base, columns, x);
+        if (score_.drops()) {
+            float* dropped = m.dropped + r % kSteps * kStride;
+            for (int64_t c = 0; c < columns; c += kLanes) store(dropped + c, load(x + c));
+            score_.drop_row(block.seq, args_.query.size[2], block.b, block.h, block.i0 + r, block.j0 + computed.begin,
+                            columns, dropped);
+            for (int64_t c = 0; c < columns; c += kLanes) {
+                store(y + c, select(load(dropped + c) == Vec{}, Vec{}, load(y + c) * score_.drop_scale()));
+            }
+        }
+        return total;
     }
 
-    // kSteps rows to the operands at once.
-    template <bool kExcluded>
-    void weigh_rows(int64_t r, KeyRange computed, const float* base, const float* delta,
+    void gather_row(const Block& block, int64_t r, KeyRange computed, const RowTerms& terms,
                     const BlockMemory<P>& m) const {
-        const Vec factor = splat(score_.factor());
+        float *x = m.x + r * kStride + computed.begin, *y = m.y + r * kStride + computed.begin;
+        const int64_t columns = computed.end - computed.begin;
+        const float before = terms.base[r];
+        const float here = greatest(x, columns) * (score_.plain() ? score_.factor() : 1.0f);
+        const float top = here > before ? here : before;
+        const float total = exponentiate(block, r, computed, top, m);
+        Vec weighted{};
+        for (int64_t c = 0; c < columns; c += kLanes) weighted += load(x + c) * load(y + c);
+        const float fade = before == -kInfinity ? 0.0f : exp2_bounded(splat(before - top))[0];
+        terms.base[r] = top;
+        terms.scale[r] = terms.scale[r] * fade + total;
+        terms.delta[r] = terms.delta[r] * fade + reduce_add(weighted);
+    }
+
+    // kSteps rows to the operands at once, from scores (kFromLse) or exponentials.
+    template <bool kScores>
+    void weigh_rows(bool whole, int64_t r, KeyRange computed, const RowTerms& terms, const BlockMemory<P>& m) const {
+        if (whole) {
+            weigh_rows<kScores, false>(r, computed, terms, m);
+        } else {
+            weigh_rows<kScores, true>(r, computed, terms, m);
+        }
+    }
+
+    template <bool kScores, bool kExcluded>
+    void weigh_rows(int64_t r, KeyRange computed, const RowTerms& terms, const BlockMemory<P>& m) const {
         float *x = m.x + r * kStride, *y = m.y + r * kStride;
-        const Vec base0 = splat(base[r]), delta0 = splat(delta[r]);
-        if constexpr (kSteps == 1) {
-            for (int64_t c = computed.begin; c < computed.end; c += kLanes) {
-                Vec x0 = load(x + c), y0 = load(y + c);
-                weigh<kExcluded>(factor, base0, delta0, x0, y0);
+        const Vec factor = splat(score_.factor());
+        auto weigh = [&](int64_t row, Vec& x, Vec& y) __attribute__((always_inline)) {
+            const Vec weight = kScores ? exp2_bounded(x * factor - terms.base[row]) : x * terms.scale[row];
+            const Vec grad = weight * (y - terms.delta[row]);
+            y = kExcluded ? select(x == splat(kScores ? -kInfinity : 0.0f), Vec{}, grad) : grad;
+            x = weight;
+        };
+        for (int64_t c = computed.begin; c < computed.end; c += kLanes) {
+            Vec x0 = load(x + c), y0 = load(y + c);
+            weigh(r, x0, y0);
+            if constexpr (kSteps == 1) {
                 store(x + c, x0);
                 store(y + c, y0);
-            }
-        } else {
-            const Vec base1 = splat(base[r + 1]), delta1 = splat(delta[r + 1]);
-            for (int64_t c = computed.begin; c < computed.end; c += kLanes) {
-                Vec x0 = load(x + c), y0 = load(y + c), x1 = load(x + kStride + c), y1 = load(y + kStride + c);
-                weigh<kExcluded>(factor, base0, delta0, x0, y0);
-                weigh<kExcluded>(factor, base1, delta1, x1, y1);
+            } else {
+                Vec x1 = load(x + kStride + c), y1 = load(y + kStride + c);
+                weigh(r + 1, x1, y1);
                 store_rows(r, c, x0, x1, y0, y1, m);
             }
         }
@@ -151,37 +224,29 @@ class ScoreGradient {
         }
     }
 
-    // One row in place, with all that a score may have.
-    void weigh_row(const Block& block, int64_t r, KeyRange computed, float base, float delta, MaskSums* mask_sums,
-                   const BlockMemory<P>& m) const {
-        const bool whole = prepare_row(block, r, computed, m) && args_.mask.dtype != DType::kBool;
-        const Vec factor = splat(score_.plain() ? score_.factor() : 1.0f);
-        // A key that takes part, at -inf too, hands on a NaN of its row; one that does not, does not.
-        const Vec excluded = splat(whole ? __builtin_nanf("") : -kInfinity);
+    // One row of exponentials, with all that a score may have, in place.
+    void weigh_row(const Block& block, bool whole, int64_t r, KeyRange computed, const RowTerms& terms,
+                   MaskSums* mask_sums, const BlockMemory<P>& m) const {
         float *x = m.x + r * kStride + computed.begin, *y = m.y + r * kStride + computed.begin;
         const int64_t columns = computed.end - computed.begin, i = block.i0 + r;
-        if (score_.drops()) {
-            for (int64_t c = 0; c < columns; c += kLanes) {
-                store(m.dropped + c, exp2_bounded(load(x + c) * factor - base));
-            }
-            score_.drop_row(block.seq, args_.query.size[2], block.b, block.h, i, block.j0 + computed.begin, columns,
-                            m.dropped);
-        }
+        const float* dropped = score_.drops() ? m.dropped + r % kSteps * kStride : x;
+        const Vec scale = splat(terms.scale[r]), delta = splat(terms.delta[r]);
+        // A key that takes part hands on a NaN of its row, even at -inf; one that does not, does not.
+        const Vec excluded = splat(whole ? __builtin_nanf("") : 0.0f);
         for (int64_t c = 0; c < columns; c += kLanes) {
-            const Vec score = load(x + c), weight = exp2_bounded(score * factor - base);
-            const Vec grad =
-                score_.drops() ? load(m.dropped + c) * load(y + c) - weight * delta : weight * (load(y + c) - delta);
-            store(y + c, select(score == excluded, Vec{}, grad));
-            store(x + c, score_.drops() ? load(m.dropped + c) : weight);
+            const Vec exponential = load(x + c), weight = load(dropped + c) * scale;
+            store(y + c, select(exponential == excluded, Vec{}, exponential * scale * (load(y + c) - delta)));
+            store(x + c, weight);
         }
-        if (mask_sums && r < block.rows) {
+        if (r >= block.rows) return;
+        if (mask_sums) {
             const KeyRange range = visible_keys(args_, block.seq, i, i);
             const int64_t begin = larger(range.begin, block.j0 + computed.begin);
             const int64_t end = smaller(range.end, block.j0 + computed.end);
             mask_sums->add_row(block.b, block.h, i, block.j0, begin, end, m.y + r * kStride + (begin - block.j0));
         }
-        if (args_.softcap > 0.0f && r < block.rows) {
-            const float* slopes = slopes_of(r, m);
+        if (args_.softcap > 0.0f) {
+            const float* slopes = m.slopes + r % kSteps * kStride;
             for (int64_t c = 0; c < columns; c += kLanes) store(y + c, load(y + c) * load(slopes + c));
         }
     }

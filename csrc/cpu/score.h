@@ -56,6 +56,7 @@ class Score {
     bool plain() const { return plain_; }
     float factor() const { return factor_; }
     bool drops() const { return args_.dropout_p > 0.0; }
+    float drop_scale() const { return dropout_.scale(); }
 
     // Scores of query i and keys j0 … j0 + count - 1. Reads and writes whole vectors of `row`. Into `slopes`, unless
     // null, goes the soft cap's derivative, 1 - tanh^2.
