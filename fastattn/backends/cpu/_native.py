@@ -68,3 +68,8 @@ def unsupported(tensor: Tensor, *others: Tensor | None) -> str | None:
 def contiguous(tensor: Tensor | None) -> Tensor | None:
     """The same tensor without gaps, for kernels that take no strides; None stays None."""
     return None if tensor is None else tensor.contiguous()
+
+
+def matrix(tensor: Tensor) -> Tensor:
+    """The same (…, features) tensor, or its (rows, features) matrix where the leading dimensions are no single one in memory."""
+    return tensor if tensor.ndim <= 2 or tensor.is_contiguous() else tensor.reshape(-1, tensor.shape[-1])
