@@ -318,6 +318,37 @@ def test_export_with_dynamic_shapes() -> None:
         torch.testing.assert_close(exported.module()(x), block(x))
 
 
+@pytest.mark.parametrize(("sample", "backend"), FUSED)
+def test_views_that_negate_their_memory(sample: Sample, backend: str) -> None:
+    """The imaginary part of a conjugate is one, and so may be the gradient that a complex function sends."""
+    with fastattn.use_backend(backend):
+        args, kwargs = sample.arguments(requires_grad=False)
+        expected = tensors(sample.function(*args, **kwargs))
+    for index, x in enumerate(tensors(sample.arguments(requires_grad=False))):
+        if not x.is_floating_point():
+            continue
+        arguments = sample.arguments(requires_grad=False)
+        x = tensors(arguments)[index]
+        view = torch.complex(torch.zeros_like(x), -x).conj().imag
+        assert view.is_neg()
+        args, kwargs = substitute(arguments, [x], [view])
+        torch.manual_seed(0)
+        with fastattn.use_backend(backend):
+            if sample.inference and index in (1, 2):
+                with pytest.raises(ValueError, match="_cache is changed in place, and is a negated view"):
+                    sample.function(*args, **kwargs)
+            else:
+                torch.testing.assert_close(tensors(sample.function(*args, **kwargs)), expected)
+    if not sample.inference:
+        outputs, expected = run(sample, backend, sample.arguments())
+        args, kwargs = arguments = sample.arguments()
+        torch.manual_seed(0)
+        with fastattn.use_backend(backend):
+            outputs = tensors(sample.function(*args, **kwargs))
+        sent = [torch.complex(torch.zeros_like(out), -direction(out)).conj().imag for out in outputs]
+        torch.testing.assert_close(torch.autograd.grad(outputs, leaves(arguments), sent), tuple(expected))
+
+
 # ---- Autocast, transforms --------------------------------------------------------------------------------------------
 
 KEEP_DTYPE = {"layer_norm", "rms_norm", "rotary_embedding"}
