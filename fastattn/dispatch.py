@@ -1,11 +1,13 @@
 """Which backend takes a call, and why the others do not."""
 
 import contextlib
+import threading
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from torch.autograd import forward_ad
 
 from .backends import BACKENDS, OPS
 
@@ -39,12 +41,16 @@ def _reason(backend: str, op: str, args: tuple) -> str | None:
     if backend == "eager":
         return None
     module = BACKENDS[backend].get(op)
-    return f"the {backend} backend has no {op}" if module is None else module.unsupported(*args)
+    if module is None:
+        return f"the {backend} backend has no {op}"
+    if forward_ad._current_level >= 0:  # a kernel would drop the tangents without a word
+        return "it has no forward-mode differentiation, which is on here; leave forward_ad.dual_level, or torch.func.jvp"
+    return module.unsupported(*args)
 
 
 def choose(op: str, args: tuple) -> str:
     """The name of the backend that runs this call. `args` are the op's normalised arguments."""
-    if _explaining:
+    if _explaining and threading.get_ident() in _explaining:
         _answer(op, args)
     if _forced is not None:
         reason = _reason(_forced, op, args)
@@ -98,7 +104,7 @@ class _Explained(Exception):  # noqa: N818  (control flow, not an error)
         self.explanation = explanation
 
 
-_explaining = False
+_explaining: set[int] = set()  # the threads inside `explain`; other threads' calls go on
 
 
 def _answer(op: str, args: tuple) -> None:
@@ -131,15 +137,14 @@ def explain(op: str, *args, **kwargs) -> Explanation:
     """
     from . import ops
 
-    global _explaining
     if op not in OPS:
         raise ValueError(f"there is no op {op!r}; choose one of {', '.join(OPS)}")
-    _explaining = True
+    _explaining.add(threading.get_ident())
     try:
         with torch.random.fork_rng(devices=[]):  # a dropout seed drawn here must not change the caller's next numbers
             getattr(ops, op)(*args, **kwargs)
     except _Explained as answer:
         return answer.explanation
     finally:
-        _explaining = False
+        _explaining.discard(threading.get_ident())
     raise RuntimeError(f"fastattn.{op} returned without asking for a backend; please report this")

@@ -36,11 +36,30 @@ class Op:
 
     def __init__(self, op: str, direction: str, overload: torch._ops.OpOverload) -> None:
         self.op, self.direction, self.overload = op, direction, overload
+        arguments = overload._schema.arguments
+        self._tensors = [i for i, argument in enumerate(arguments) if "Tensor" in str(argument.type)]
 
     def __call__(self, *args):
         if _watched(args):
             return self.overload(*args)
+        for i in self._tensors:
+            if args[i] is not None and args[i].is_neg():
+                return self.kernel(*self._without_negated_views(args))
         return self.kernel(*args)
+
+    def _without_negated_views(self, args: tuple) -> list:
+        """Kernels read memory, and a view (the imaginary part of a conjugate) may stand for the negative of what lies there."""
+        resolved = list(args)
+        for i in self._tensors:
+            argument = self.overload._schema.arguments[i]
+            if args[i] is None or not args[i].is_neg():
+                continue
+            if argument.alias_info is not None:
+                raise ValueError(
+                    f"{argument.name} is changed in place, and is a negated view: pass {argument.name}.resolve_neg()"
+                )
+            resolved[i] = args[i].resolve_neg()
+        return resolved
 
     def kernel(self, *args):
         """The backend's function, without torch in between."""
