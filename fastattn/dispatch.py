@@ -44,7 +44,9 @@ def _reason(backend: str, op: str, args: tuple) -> str | None:
     if module is None:
         return f"the {backend} backend has no {op}"
     if forward_ad._current_level >= 0:  # a kernel would drop the tangents without a word
-        return "it has no forward-mode differentiation, which is on here; leave forward_ad.dual_level, or torch.func.jvp"
+        return (
+            "it has no forward-mode differentiation, which is on here; leave forward_ad.dual_level, or torch.func.jvp"
+        )
     return module.unsupported(*args)
 
 

@@ -31,9 +31,9 @@ class _Draw:
     generator: torch.Generator
     dtype: torch.dtype
 
-    def normal(self, *shape: int, scale: float = 1.0, dtype: torch.dtype | None = None) -> Tensor:
+    def normal(self, *shape: int, scale: float = 1.0) -> Tensor:
         values = torch.randn(shape, generator=self.generator) * scale
-        return strided(values.to(dtype or self.dtype), self.draw(LAYOUTS)).requires_grad_()
+        return strided(values.to(self.dtype), self.draw(LAYOUTS)).requires_grad_()
 
     def mask(self, batch: int, heads: int, q: int, k: int) -> Tensor | None:
         """None, bool or floating, each dimension full or 1, sometimes with whole rows off."""

@@ -1,9 +1,9 @@
 """Attention over packed sequences on the CPU, forward and backward, against the eager definition."""
 
-import pytest
 import torch
 from attention_cases import AttentionCase, varlen_cases
 from hypothesis import given, settings
+from norm_cases import check_refused
 
 import fastattn
 from fastattn import verify
@@ -16,7 +16,7 @@ def test_outputs_and_gradients_obey_the_numerics_rule(isa: str, case: AttentionC
     verify.check(fastattn.attention_varlen, *case.tensors, backend="cpu", **case.options).raise_if_failed()
 
 
-def test_bits_are_those_of_each_sequence_alone(isa: str) -> None:
+def test_results_are_those_of_each_sequence_alone(isa: str) -> None:
     """What stands beside a sequence in the pack does not touch its result."""
     torch.manual_seed(0)
     lengths = (5, 0, 130, 33)
@@ -52,7 +52,6 @@ def arguments() -> dict:
 
 def test_no_argument_reaches_the_kernel_unchecked() -> None:
     good = arguments()
-    _native.C.attention_varlen_forward(**good)
     matrices = (
         None,
         torch.randn(5, 4),
@@ -66,7 +65,7 @@ def test_no_argument_reaches_the_kernel_unchecked() -> None:
         None,
         torch.tensor([0, 2, 5]),
         torch.tensor([0, 5], dtype=torch.int32),
-        torch.tensor([0, 3, 2, 5], dtype=torch.int32)[::1],
+        torch.tensor([0, 3, 2, 5], dtype=torch.int32),
         torch.tensor([0, 6, 5], dtype=torch.int32),
         torch.tensor([1, 2, 5], dtype=torch.int32),
         torch.tensor([0, 2, 6], dtype=torch.int32),
@@ -78,7 +77,4 @@ def test_no_argument_reaches_the_kernel_unchecked() -> None:
     wrong = dict.fromkeys(("query", "key", "value", "out", "lse"), matrices)
     wrong |= {"cu_seqlens_q": lengths, "cu_seqlens_k": lengths}
     wrong |= {"max_seqlen_q": (None, 2, -1), "max_seqlen_k": (None, 2, -1), "attn_mask": matrices[1:]}
-    for name, values in wrong.items():
-        for value in values:
-            with pytest.raises((TypeError, ValueError), match=r"\w+ \w+"):
-                _native.C.attention_varlen_forward(**{**good, name: value})
+    check_refused(_native.C.attention_varlen_forward, good, wrong)

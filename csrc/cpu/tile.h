@@ -68,10 +68,6 @@ FASTATTN_INLINE Vec add_product(Vec sum, const BFloat16Pair*, Vec a, Vec b) {
 #endif
 }
 
-}  // namespace detail
-
-namespace detail {
-
 template <int kRows, class T>
 FASTATTN_INLINE void one_chain(int64_t depth, const T* a, int64_t a_row, int64_t a_step, const T* b, int64_t b_step,
                                float* c, int64_t c_row, bool accumulate) {

@@ -84,7 +84,6 @@ def _through_eager(function, grad_out, grad_lse, tensors, attn_mask, mask_grad, 
     wanted = [*leaves, mask] if mask_grad else leaves
     outputs, grads = ([out], [grad_out]) if grad_lse is None else ([out, lse], [grad_out, grad_lse])
     found = torch.autograd.grad(outputs, wanted, grads)
-    laid_out = [
-        torch.empty_like(x).copy_(grad) for x, grad in zip(wanted, found, strict=True)
-    ]  # the layout of the input
+    # In the layout of the inputs, as the op's fake kernel has it.
+    laid_out = [torch.empty_like(x).copy_(grad) for x, grad in zip(wanted, found, strict=True)]
     return (*laid_out, *([] if mask_grad else [tensors[0].new_empty(0)]))
