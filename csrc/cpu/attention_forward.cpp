@@ -25,8 +25,8 @@
 // once and read once per block of queries, from the cache where they fit: 48 flops a byte.
 #include "attention_forward.h"
 
+#include "attention_operands.h"
 #include "parallel.h"
-#include "tile.h"
 
 namespace fastattn::FASTATTN_ISA {
 namespace {
@@ -35,33 +35,6 @@ constexpr int64_t kQueryRows = 96;                    // a multiple of every kTi
 constexpr int64_t kStrips = kQueryRows / kTileRows;   // rows of register tiles
 constexpr int64_t kPackedAtOnce = int64_t{16} << 20;  // bytes of keys and values; beyond, each thread packs its own
 constexpr int64_t kPairsPerThread = 16;               // (batch, kv head) pairs that make even work of that
-
-// The operands of the two products, for each of their element types: how many steps one element holds, how it is
-// packed.
-template <class P>
-struct Operand;
-
-template <>
-struct Operand<float> {
-    static constexpr int64_t kSteps = 1;
-    typedef float Weight;
-
-    template <class T>
-    static void pack(const T* from, int64_t step, int64_t stride, int64_t depth, int64_t columns, float* panel) {
-        pack_panel(from, step, stride, depth, columns, panel);
-    }
-};
-
-template <>
-struct Operand<BFloat16Pair> {
-    static constexpr int64_t kSteps = 2;
-    typedef BFloat16 Weight;
-
-    static void pack(const BFloat16* from, int64_t step, int64_t stride, int64_t depth, int64_t columns,
-                     BFloat16Pair* panel) {
-        pack_pairs<kTileColumns>(from, step, stride, depth, columns, panel);
-    }
-};
 
 // T: elements of the tensors; P: of the packed operands. A `Weight` is one step of an operand's row.
 template <class T, class P>
@@ -170,19 +143,8 @@ class Forward {
 
     void load_query(const Sequence& seq, const Block& block, const Workspace& w) const {
         const Tensor& query = args_.query;
-        const int64_t stride = query.stride[3], length = depth_ * kSteps;
-        const int64_t rows = round_up(block.rows, kTileRows);
-        for (int64_t r = 0; r < rows; ++r) {
-            Weight* row = w.query + r * length;
-            const T* from =
-                query.as<T>() + offset_of(query, block.b, block.h, seq.q_begin + smaller(block.i0 + r, seq.q_len - 1));
-            int64_t c = 0;
-            if (stride == 1) {
-                for (; c + kLanes <= head_dim_; c += kLanes) store(row + c, load(from + c));
-            }
-            for (; c < head_dim_; ++c) from_float(to_float(from[c * stride]), row[c]);
-            for (; c < length; ++c) from_float(0.0f, row[c]);
-        }
+        const T* from = query.as<T>() + offset_of(query, block.b, block.h, seq.q_begin + block.i0);
+        copy_rows(from, query.stride[2], query.stride[3], block.rows, head_dim_, kSteps, kTileRows, w.query);
     }
 
     void find_visible(const Sequence& seq, Block& block) const {

@@ -71,6 +71,14 @@ struct AttentionForward : AttentionScore {
 
 // ---- Attention, backward --------------------------------------------------------------------------------------------
 
+// Gradients of query, key, value and a floating mask by out's and lse's. All but the last are (batch, heads, token, dim);
+// lse and grad_lse are float32 (batch, heads, token). Dense or packed.
+struct AttentionBackward : AttentionScore {
+    Tensor query, key, value, out, lse;
+    Tensor grad_out, grad_lse;                           // grad_lse may be absent
+    Tensor grad_query, grad_key, grad_value, grad_mask;  // grad_mask, of mask's shape and dtype, may be absent
+};
+
 // ---- Linear and feed-forward ----------------------------------------------------------------------------------------
 
 // clang-format off
@@ -83,6 +91,7 @@ struct AttentionForward : AttentionScore {
     X(attention_forward, AttentionForward)                   \
                                                              \
     /* attention, backward */                                \
+    X(attention_backward, AttentionBackward)                 \
                                                              \
     /* linear and feed-forward */
 

@@ -56,14 +56,18 @@ class Score {
     bool plain() const { return plain_; }
     float factor() const { return factor_; }
     bool drops() const { return args_.dropout_p > 0.0; }
+    float drop_scale() const { return dropout_.scale(); }
 
-    // Scores of query i and keys j0 … j0 + count - 1. Reads and writes whole vectors of `row`.
-    void score_row(const Sequence& seq, int64_t b, int64_t h, int64_t i, int64_t j0, int64_t count, float* row) const {
+    // Scores of query i and keys j0 … j0 + count - 1. Reads and writes whole vectors of `row`. Into `slopes`, unless
+    // null, goes the soft cap's derivative, 1 - tanh^2.
+    void score_row(const Sequence& seq, int64_t b, int64_t h, int64_t i, int64_t j0, int64_t count, float* row,
+                   float* slopes = nullptr) const {
         const Tensor& m = args_.mask;
-        if (!m.present()) return score_with(seq, b, h, i, j0, count, static_cast<const float*>(nullptr), 0, row);
+        if (!m.present())
+            return score_with(seq, b, h, i, j0, count, static_cast<const float*>(nullptr), 0, row, slopes);
         auto with = [&](auto* data) {
             const int64_t stride = m.size[3] == 1 ? 0 : m.stride[3];
-            score_with(seq, b, h, i, j0, count, data + mask_offset(b, h, i) + j0 * stride, stride, row);
+            score_with(seq, b, h, i, j0, count, data + mask_offset(b, h, i) + j0 * stride, stride, row, slopes);
         };
         if (m.dtype == DType::kBool) {
             with(m.as<const uint8_t>());
@@ -117,7 +121,7 @@ class Score {
 
     template <class M>
     void score_with(const Sequence& seq, int64_t b, int64_t h, int64_t i, int64_t j0, int64_t count, const M* mask,
-                    int64_t stride, float* row) const {
+                    int64_t stride, float* row, float* slopes) const {
         float slope = 0.0f;
         if (args_.alibi_slopes.present()) {
             const Tensor& t = args_.alibi_slopes;
@@ -126,7 +130,11 @@ class Score {
         const int32_t position = static_cast<int32_t>(i + seq.diagonal - j0);
         for (int64_t c = 0; c < count; c += kLanes) {
             Vec s = load(row + c) * args_.scale;
-            if (args_.softcap > 0.0f) s = args_.softcap * tanh(s / args_.softcap);
+            if (args_.softcap > 0.0f) {
+                const Vec capped = tanh(s / args_.softcap);
+                if (slopes) store(slopes + c, 1.0f - capped * capped);
+                s = args_.softcap * capped;
+            }
             if (args_.alibi_slopes.present()) {
                 const Ints distance = lane_numbers(static_cast<int32_t>(c)) - position;
                 s -= slope * abs(__builtin_convertvector(distance, Vec));

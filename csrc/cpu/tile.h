@@ -28,6 +28,8 @@
 //     pack_strip(from, step, stride, depth, rows, strip)            j: a row of A, kTileRows a step, zeros beyond
 //     pack_pairs<kWidth>(from, step, stride, depth, count, packed)  the same as pairs, kWidth columns or rows a step;
 //                                                                   an odd depth is filled up with zeros
+//     store_operand(to, v)                                          kLanes steps of a row, rounded to its type
+//     store_operand(to, low, high)                                  kLanes pairs of two steps that were computed
 // Both transpose while they copy where j is not the dimension that lies next to each other.
 #pragma once
 
@@ -68,6 +70,9 @@ FASTATTN_INLINE Vec add_product(Vec sum, const BFloat16Pair*, Vec a, Vec b) {
 #endif
 }
 
+// Where products and sums are rounded apart: short chains keep the sums' share of it small.
+constexpr int64_t kChain = 16;
+
 template <int kRows, class T>
 FASTATTN_INLINE void one_chain(int64_t depth, const T* a, int64_t a_row, int64_t a_step, const T* b, int64_t b_step,
                                float* c, int64_t c_row, bool accumulate) {
@@ -102,12 +107,10 @@ template <int kRows = kTileRows, class T>
 FASTATTN_INLINE void tile_product(int64_t depth, const T* a, int64_t a_row, int64_t a_step, const T* b, int64_t b_step,
                                   float* c, int64_t c_row, bool accumulate) {
 #ifndef __FMA__
-    // Products and sums are rounded apart: short chains keep the sums' share of it small.
-    constexpr int64_t kChain = 16;
-    for (; depth > kChain; depth -= kChain) {
-        detail::one_chain<kRows>(kChain, a, a_row, a_step, b, b_step, c, c_row, accumulate);
-        a += kChain * a_step;
-        b += kChain * b_step;
+    for (; depth > detail::kChain; depth -= detail::kChain) {
+        detail::one_chain<kRows>(detail::kChain, a, a_row, a_step, b, b_step, c, c_row, accumulate);
+        a += detail::kChain * a_step;
+        b += detail::kChain * b_step;
         accumulate = true;
     }
 #endif
@@ -117,6 +120,26 @@ FASTATTN_INLINE void tile_product(int64_t depth, const T* a, int64_t a_row, int6
 template <class T>
 FASTATTN_INLINE void tile_product(const T* a, const T* b, int64_t depth, float* c, bool accumulate) {
     tile_product(depth, a, 1, kTileRows, b, kTileColumns, c, kTileColumns, accumulate);
+}
+
+// The products of column j of two panels, `b_step` a step, for kLanes columns j: what tile_product gives for them as a
+// row of A and a column of B, to the bit.
+template <class T>
+FASTATTN_INLINE Vec column_products(int64_t depth, const T* a, const T* b, int64_t b_step) {
+#ifdef __FMA__
+    const int64_t chain = depth;
+#else
+    const int64_t chain = detail::kChain;
+#endif
+    Vec total{};
+    for (int64_t first = 0; first < depth; first += chain) {
+        Vec sum{};
+        for (int64_t s = first; s < depth && s < first + chain; ++s) {
+            sum = detail::add_product(sum, a, detail::load_step(a + s * b_step), detail::load_step(b + s * b_step));
+        }
+        total += sum;
+    }
+    return total;
 }
 
 // Compiled once for each number of rows, not inlined.
@@ -177,6 +200,30 @@ inline void pack(const T* from, int64_t step, int64_t stride, int64_t depth, int
 }
 
 }  // namespace detail
+
+FASTATTN_INLINE void store_operand(float* to, Vec v) { store(to, v); }
+
+#if defined(__AVX512BF16__) && FASTATTN_AVX512  // flushes subnormals to zero, as the product does
+FASTATTN_INLINE void store_operand(BFloat16* to, Vec v) {
+    const __m256bh narrow = _mm512_cvtneps_pbh(__m512(v));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), reinterpret_cast<const __m256i&>(narrow));
+}
+
+FASTATTN_INLINE void store_operand(BFloat16Pair* to, Vec low, Vec high) {
+    const __m512bh halves = _mm512_cvtne2ps_pbh(__m512(high), __m512(low));
+    const __m512i bits = reinterpret_cast<const __m512i&>(halves);
+    const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6,
+                                           21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+    _mm512_storeu_si512(to, _mm512_permutexvar_epi16(order, bits));
+}
+#else
+FASTATTN_INLINE void store_operand(BFloat16* to, Vec v) { store(to, v); }
+
+FASTATTN_INLINE void store_operand(BFloat16Pair* to, Vec low, Vec high) {
+    const Bits pairs = detail::bfloat16_bits<Bits, Vec>(low) | detail::bfloat16_bits<Bits, Vec>(high) << 16;
+    store(reinterpret_cast<float*>(to), Vec(pairs));
+}
+#endif
 
 // depth * kTileColumns floats.
 template <class T>

@@ -3,7 +3,6 @@
 import torch
 from torch import Tensor
 
-from ..eager import attention as eager
 from . import _native
 
 
@@ -62,28 +61,46 @@ def forward(
     return out, lse
 
 
-def backward(grad_out, grad_lse, query, key, value, attn_mask, alibi_slopes, seed, out, lse, *rest):
-    """Interim: the definition's own derivative, until csrc/cpu has the kernel."""
-    *settings, mask_grad = rest
-    return _through_eager(
-        eager.forward,
+def backward(
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None,
+    alibi_slopes: Tensor | None,
+    seed: Tensor | None,
+    out: Tensor,
+    lse: Tensor,
+    scale: float,
+    window_left: int,
+    window_right: int,
+    diagonal: int,
+    softcap: float,
+    dropout_p: float,
+    mask_grad: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Arguments and results as in docs/architecture.md, "Normalised arguments"."""
+    grads = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
+    grad_mask = torch.empty_like(attn_mask) if mask_grad else None
+    _native.C.attention_backward(
         grad_out,
         grad_lse,
-        (query, key, value),
+        query,
+        key,
+        value,
         attn_mask,
-        mask_grad,
-        lambda q, k, v, mask: (q, k, v, mask, alibi_slopes, seed, *settings),
+        alibi_slopes,
+        seed,
+        out,
+        lse,
+        *grads,
+        grad_mask,
+        scale,
+        window_left,
+        window_right,
+        diagonal,
+        softcap,
+        dropout_p,
     )
-
-
-def _through_eager(function, grad_out, grad_lse, tensors, attn_mask, mask_grad, arguments):
-    leaves = [x.detach().requires_grad_() for x in tensors]
-    mask = attn_mask.detach().requires_grad_() if mask_grad else attn_mask
-    with torch.enable_grad():
-        out, lse = function(*arguments(*leaves, mask))
-    wanted = [*leaves, mask] if mask_grad else leaves
-    outputs, grads = ([out], [grad_out]) if grad_lse is None else ([out, lse], [grad_out, grad_lse])
-    found = torch.autograd.grad(outputs, wanted, grads)
-    # In the layout of the inputs, as the op's fake kernel has it.
-    laid_out = [torch.empty_like(x).copy_(grad) for x, grad in zip(wanted, found, strict=True)]
-    return (*laid_out, *([] if mask_grad else [tensors[0].new_empty(0)]))
+    return (*grads, query.new_empty(0) if grad_mask is None else grad_mask)

@@ -3,9 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..eager import attention_varlen as eager
 from . import _native
-from .attention import _through_eager
 
 
 def unsupported(
@@ -72,15 +70,52 @@ def forward(
     return out, lse
 
 
-def backward(grad_out, grad_lse, query, key, value, cu_seqlens_q, cu_seqlens_k, attn_mask, alibi_slopes, seed, *rest):
-    """Interim: the definition's own derivative, until csrc/cpu has the kernel."""
-    _, _, *settings, mask_grad = rest
-    return _through_eager(
-        eager.forward,
+def backward(
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    attn_mask: Tensor | None,
+    alibi_slopes: Tensor | None,
+    seed: Tensor | None,
+    out: Tensor,
+    lse: Tensor,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    scale: float,
+    window_left: int,
+    window_right: int,
+    softcap: float,
+    dropout_p: float,
+    mask_grad: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Arguments and results as in docs/architecture.md, "Normalised arguments"."""
+    grads = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
+    grad_mask = torch.empty_like(attn_mask) if mask_grad else None
+    _native.C.attention_varlen_backward(
         grad_out,
         grad_lse,
-        (query, key, value),
+        query,
+        key,
+        value,
+        cu_seqlens_q.contiguous(),
+        cu_seqlens_k.contiguous(),
         attn_mask,
-        mask_grad,
-        lambda q, k, v, mask: (q, k, v, cu_seqlens_q, cu_seqlens_k, mask, alibi_slopes, seed, *settings),
+        alibi_slopes,
+        seed,
+        out,
+        lse,
+        *grads,
+        grad_mask,
+        max_seqlen_q,
+        max_seqlen_k,
+        scale,
+        window_left,
+        window_right,
+        softcap,
+        dropout_p,
     )
+    return (*grads, query.new_empty(0) if grad_mask is None else grad_mask)
