@@ -1,5 +1,8 @@
 """Attention on the CPU, dense, forward and backward, against the eager definition."""
 
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -62,6 +65,22 @@ def test_bits_do_not_depend_on_threads(
         return [out, lse, *torch.autograd.grad(out.float().square().sum() + finite.sum(), leaves)]
 
     same_bits_at_any_thread_count(run)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the high-water mark of memory is read from Linux's /proc")
+def test_the_matrix_of_scores_is_never_formed() -> None:
+    """Forward and backward over 8192 tokens: the (seq, seq) matrix alone would be 256 MiB."""
+
+    def most_memory() -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+
+    query, key, value = (torch.randn(1, 1, 8192, 8, requires_grad=True) for _ in range(3))
+    Path("/proc/self/clear_refs").write_text("5")  # sets the mark to what is in use now
+    before = most_memory()
+    with fastattn.use_backend("cpu"):
+        fastattn.attention(query, key, value).sum().backward()
+    assert most_memory() - before < 64 * 1024  # KiB
 
 
 @given(p=st.sampled_from((0.1, 0.5, 0.999, 1.0)), seed=st.integers(-(2**63), 2**63 - 1), q=st.integers(1, 120))
