@@ -1,15 +1,13 @@
 // Attention of few queries to many keys, as in decoding: the formula of attention_forward.cpp, cut along the keys.
 //
-//     part c of the keys:   s = score(query . key^T);   m_c = max of s;   p = exp(s - m_c);   l_c = sum of p;   o_c = p
-//     . value merged, in order:     m = max of m_c;   l = sum of l_c exp(m_c - m);   out = sum of o_c exp(m_c - m) / l
+//     part c of the keys:   s = score(query . key^T);   m_c = max of s;   p = exp(s - m_c);   l_c = sum of p;
+//                           o_c = p . value
+//     merged, in order:     m = max of m_c;   l = sum of l_c exp(m_c - m);   out = sum of o_c exp(m_c - m) / l
 //
-//               part 0    part 1    part 2         A task is one part of the keys of a (batch, kv head), for all
-//               queries of all
-//             +---------+---------+---------+      heads that share them: keys and values come from memory once, and
-//             are not
-//     queries |  o_0    |  o_1    |  o_2    |      packed. Scores are dot products along head_dim, kLanes keys at a
-//     time, whose
-//    (rows)   +---------+---------+---------+      sums a transposition brings into one vector.
+//               part 0  part 1  part 2    A task is one part of the keys of a (batch, kv head), for all queries of all
+//             +-------+-------+-------+   heads that share them: keys and values come from memory once, and are not
+//     queries |  o_0  |  o_1  |  o_2  |   packed. Scores are dot products along head_dim, kLanes keys at a time, whose
+//    (rows)   +-------+-------+-------+   sums a transposition brings into one vector.
 //
 // Parts have a fixed length, so that the result does not depend on the number of threads.
 // Must move: keys and values once, (head_dim + value_dim) elements a key and kv head; 2 flops for each of their

@@ -6,14 +6,11 @@
 //                               l = a l + sum of p;      o = a o + dropout(p) . value;      m = m'
 //     out = o / l;   lse = m + log l                exponentials in base 2, log2 e folded into the scale
 //
-//                 key blocks, packed               A task is a block of kQueryRows queries of one (batch, head). Its
-//                 scores
-//             +-------+-------+-------+            against one block of keys, `o`, and the packed block of keys and
-//             values
-//     queries |  s p  |  ──►  |       |            stay in the second-level cache; a panel of keys, or of values, in
-//     the
-//       (96)  |       |       |       |            first. s and o are computed in register tiles (tile.h).
-//             +-------+-------+-------+
+//              key blocks, packed       A task is a block of kQueryRows queries of one (batch, head). Its scores against
+//             +-------+-------+-----+   one block of keys, `o`, and the packed block of keys and values stay in the
+//     queries |  s p  |  ──►  |     |   second-level cache; a panel of keys, or of values, in the first. s and o are
+//       (96)  |       |       |     |   computed in register tiles (tile.h).
+//             +-------+-------+-----+
 //
 // Keys and values are packed once per (batch, kv head) into panels: keys as columns of the first product, values as
 // rows of the second; 16-bit types are converted to float32 on the way, or paired where the machine multiplies bfloat16
