@@ -28,10 +28,9 @@
 namespace fastattn::FASTATTN_ISA {
 namespace {
 
-constexpr int64_t kQueryRows = 96;                    // a multiple of every kTileRows
-constexpr int64_t kStrips = kQueryRows / kTileRows;   // rows of register tiles
-constexpr int64_t kPackedAtOnce = int64_t{16} << 20;  // bytes of keys and values; beyond, each thread packs its own
-constexpr int64_t kPairsPerThread = 16;               // (batch, kv head) pairs that make even work of that
+constexpr int64_t kQueryRows = 96;                   // a multiple of every kTileRows
+constexpr int64_t kStrips = kQueryRows / kTileRows;  // rows of register tiles
+constexpr int64_t kPairsPerThread = 16;  // (batch, kv head) pairs; from there on, each thread packs what it reads
 
 // T: elements of the tensors; P: of the packed operands. A `Weight` is one step of an operand's row.
 template <class T, class P>
@@ -76,13 +75,13 @@ class Forward {
     // One block of queries, against the packed keys and values of its kv head.
     void attend(int64_t b, int64_t h, int64_t query_block, const P* packed, float* memory) const {
         const Sequence seq = sequence_of(args_, b);
-        Block block = {b, h, query_block * kQueryRows, 0, 0, 0, {}};
+        Block block = {b, h, query_block * kQueryRows, 0, 0, 0};
         block.rows = smaller(kQueryRows, seq.q_len - block.i0);
         if (block.rows <= 0) return;
         const Workspace w = workspace(memory);
         load_query(seq, block, w);
-        for (int64_t x = 0; x < kQueryRows * value_columns_; ++x) w.weighted[x] = 0.0f;
         for (int64_t r = 0; r < kQueryRows; ++r) w.top[r] = -kInfinity, w.total[r] = 0.0f;
+        bool begun[kStrips] = {};
 
         const KeyRange range = visible_keys(args_, seq, block.i0, block.i0 + block.rows - 1);
         for (int64_t first = range.begin / kKeys * kKeys; first < range.end; first += kKeys) {
@@ -92,10 +91,14 @@ class Forward {
             const P* keys = packed + first / kKeys * block_size_ + (block.j0 - first) * depth_;
             const P* values =
                 packed + first / kKeys * block_size_ + kKeys * depth_ + (block.j0 - first) / kSteps * kTileColumns;
-            find_visible(seq, block);
-            score_block(block, keys, w);
-            for (int64_t r = 0; r < block.rows; ++r) softmax_row(seq, block, r, w);
-            weigh_values(block, values, w);
+            for (int64_t r = 0; r < block.rows; r += kTileRows) {
+                const Strip strip = strip_at(seq, block, r);
+                if (strip.visible == 0) continue;
+                score(strip, keys, w);
+                softmax(seq, block, strip, w);
+                weigh_values(strip, values, begun[r / kTileRows], w);
+                begun[r / kTileRows] = true;
+            }
         }
         for (int64_t r = 0; r < block.rows; ++r) {
             finish_row<T>(args_, seq, b, h, block.i0 + r, w.weighted + r * value_columns_, w.top[r], w.total[r]);
@@ -106,16 +109,21 @@ class Forward {
     // Queries i0 … i0 + rows - 1 against keys j0 … j0 + count - 1.
     struct Block {
         int64_t b, h, i0, rows, j0, count;
-        int64_t visible[kStrips];  // how many of the keys the queries of a row of tiles may see, from the first on
     };
 
-    // One thread's memory: (kQueryRows, …) matrices, row by row.
+    // A row of tiles: the block's queries first … first + rows - 1, and how many of its keys, from the first on, they
+    // may see. It goes from scores to weighted values before the next, so that its scores stay in the first-level cache.
+    struct Strip {
+        int64_t first, rows, visible;
+    };
+
+    // One thread's memory: matrices, row by row.
     struct Workspace {
-        Weight* query;    // head_dim, filled up with a zero to whole steps
-        float* scores;    // kKeys
-        Weight* weights;  // kKeys; `scores` itself in float32
-        float* weighted;  // value_columns
-        float *top, *total;
+        Weight* query;       // (kQueryRows, head_dim, filled up with a zero to whole steps)
+        float* scores;       // (kTileRows, kKeys)
+        Weight* weights;     // (kTileRows, kKeys); `scores` itself in float32
+        float* weighted;     // (kQueryRows, value_columns)
+        float *top, *total;  // (kQueryRows)
         int64_t used;
     };
 
@@ -128,8 +136,8 @@ class Forward {
             return place;
         };
         w.query = reinterpret_cast<Weight*>(take(kQueryRows * depth_));
-        w.scores = take(kQueryRows * kKeys);
-        w.weights = reinterpret_cast<Weight*>(kSteps == 1 ? w.scores : take(kQueryRows * kKeys / kSteps));
+        w.scores = take(kTileRows * kKeys);
+        w.weights = reinterpret_cast<Weight*>(kSteps == 1 ? w.scores : take(kTileRows * kKeys / kSteps));
         w.weighted = take(kQueryRows * value_columns_);
         w.top = take(kQueryRows);
         w.total = take(kQueryRows);
@@ -144,62 +152,65 @@ class Forward {
         copy_rows(from, query.stride[2], query.stride[3], block.rows, head_dim_, kSteps, kTileRows, w.query);
     }
 
-    void find_visible(const Sequence& seq, Block& block) const {
-        for (int64_t r = 0; r < block.rows; r += kTileRows) {
-            const int64_t last = smaller(block.i0 + r + kTileRows, block.i0 + block.rows) - 1;
-            const KeyRange range = visible_keys(args_, seq, block.i0 + r, last);
-            const int64_t end = smaller(block.count, range.end - block.j0);
-            block.visible[r / kTileRows] = range.begin - block.j0 < end ? larger(end, 0) : 0;
+    Strip strip_at(const Sequence& seq, const Block& block, int64_t first) const {
+        const int64_t rows = smaller(kTileRows, block.rows - first);
+        const KeyRange range = visible_keys(args_, seq, block.i0 + first, block.i0 + first + rows - 1);
+        const int64_t end = smaller(block.count, range.end - block.j0);
+        return {first, rows, range.begin - block.j0 < end ? larger(end, 0) : 0};
+    }
+
+    void score(const Strip& strip, const P* keys, const Workspace& w) const {
+        const P* query = as_steps(w.query + strip.first * depth_ * kSteps);
+        for (int64_t c = 0; c < strip.visible; c += kTileColumns) {
+            tile_product(depth_, query, depth_, 1, keys + c * depth_, kTileColumns, w.scores + c, kKeys, false);
         }
     }
 
-    void score_block(const Block& block, const P* keys, const Workspace& w) const {
-        for (int64_t c = 0; c < block.count; c += kTileColumns) {
-            for (int64_t r = 0; r < block.rows; r += kTileRows) {
-                if (block.visible[r / kTileRows] <= c) continue;
-                tile_product(depth_, as_steps(w.query + r * depth_ * kSteps), depth_, 1, keys + c * depth_,
-                             kTileColumns, w.scores + r * kKeys + c, kKeys, false);
+    // Products become weights, and what the rows have gathered is brought to the new maxima. Each loop is over rows that
+    // do not wait for one another: a row's sums and maxima take longer to find than its exponentials.
+    void softmax(const Sequence& seq, const Block& block, const Strip& strip, const Workspace& w) const {
+        const int64_t columns = round_up(strip.visible, kTileColumns);
+        const float factor = score_.plain() ? score_.factor() : 1.0f;
+        float tops[kTileRows];
+        for (int64_t r = 0; r < strip.rows; ++r) {
+            const int64_t i = block.i0 + strip.first + r;
+            float* row = w.scores + r * kKeys;
+            if (!score_.plain()) score_.score_row(seq, block.b, block.h, i, block.j0, strip.visible, row);
+            score_.exclude(visible_keys(args_, seq, i, i), block.j0, columns, row);
+            tops[r] = greatest(row, columns) * factor;
+        }
+        for (int64_t r = 0; r < strip.rows; ++r) raise_top(tops[r], strip.first + r, w);
+        for (int64_t r = 0; r < strip.rows; ++r) {
+            const int64_t row = strip.first + r;
+            w.total[row] += exponentials(factor, w.top[row], columns, w.scores + r * kKeys);
+        }
+        for (int64_t r = 0; score_.drops() && r < strip.rows; ++r) {
+            score_.drop_row(seq, args_.query.size[2], block.b, block.h, block.i0 + strip.first + r, block.j0, columns,
+                            w.scores + r * kKeys);
+        }
+        for (int64_t r = 0; kSteps > 1 && r < strip.rows; ++r) {
+            for (int64_t c = 0; c < columns; c += kLanes) {
+                store_operand(w.weights + r * kKeys + c, load(w.scores + r * kKeys + c));
             }
         }
     }
 
-    // Products become weights, and what the row has gathered is brought to the new maximum.
-    void softmax_row(const Sequence& seq, const Block& block, int64_t r, const Workspace& w) const {
-        const int64_t count = block.visible[r / kTileRows], columns = round_up(count, kTileColumns);
-        if (count == 0) return;
-        const int64_t i = block.i0 + r;
-        float* row = w.scores + r * kKeys;
-        if (!score_.plain()) score_.score_row(seq, block.b, block.h, i, block.j0, count, row);
-        score_.exclude(visible_keys(args_, seq, i, i), block.j0, columns, row);
-
-        const float factor = score_.plain() ? score_.factor() : 1.0f;
-        const float block_top = greatest(row, columns) * factor, old_top = w.top[r];
-        const float top = block_top > old_top ? block_top : old_top;
-        if (top > old_top) {
-            w.top[r] = top;
-            if (old_top > -kInfinity) rescale_row(exp2_bounded(splat(old_top - top))[0], r, w);
-        }
-        w.total[r] += exponentials(factor, top, columns, row);
-        if (score_.drops()) score_.drop_row(seq, args_.query.size[2], block.b, block.h, i, block.j0, columns, row);
-        if (kSteps > 1) {
-            for (int64_t c = 0; c < columns; c += kLanes) store(w.weights + r * kKeys + c, load(row + c));
-        }
-    }
-
-    void rescale_row(float factor, int64_t r, const Workspace& w) const {
+    void raise_top(float top, int64_t r, const Workspace& w) const {
+        const float old_top = w.top[r];
+        if (!(top > old_top)) return;
+        w.top[r] = top;
+        if (old_top == -kInfinity) return;
+        const float factor = exp2_bounded(splat(old_top - top))[0];
         w.total[r] *= factor;
         float* row = w.weighted + r * value_columns_;
         for (int64_t c = 0; c < value_columns_; c += kLanes) store(row + c, load(row + c) * factor);
     }
 
-    void weigh_values(const Block& block, const P* values, const Workspace& w) const {
+    void weigh_values(const Strip& strip, const P* values, bool begun, const Workspace& w) const {
+        const int64_t steps = ceil_div(strip.visible, kSteps);
         for (int64_t c = 0; c < value_columns_; c += kTileColumns) {
-            for (int64_t r = 0; r < block.rows; r += kTileRows) {
-                const int64_t steps = ceil_div(block.visible[r / kTileRows], kSteps);
-                if (steps == 0) continue;
-                tile_product(steps, as_steps(w.weights + r * kKeys), kKeys / kSteps, 1, values + c * (kKeys / kSteps),
-                             kTileColumns, w.weighted + r * value_columns_ + c, value_columns_, true);
-            }
+            tile_product(steps, as_steps(w.weights), kKeys / kSteps, 1, values + c * (kKeys / kSteps), kTileColumns,
+                         w.weighted + strip.first * value_columns_ + c, value_columns_, begun);
         }
     }
 
@@ -220,7 +231,7 @@ void run_blocks(const AttentionForward& args) {
     const int threads = thread_count(args.batch * args.heads * query_blocks);
     const Scratch<float> workspace(forward.workspace_size(), threads);
 
-    if (pairs >= kPairsPerThread * threads && pairs * size * static_cast<int64_t>(sizeof(P)) > kPackedAtOnce) {
+    if (pairs >= kPairsPerThread * threads) {
         const Scratch<P> packed(size, threads);
         parallel_for(pairs, [&](int64_t pair, int thread) {
             const int64_t b = pair / args.kv_heads, kv_head = pair % args.kv_heads;

@@ -1,14 +1,19 @@
 // The vector type of an instruction set: Vec, kLanes float32 in the compiler's own vectors (GCC's and Clang's vector
 // extension), and its free functions. +, -, *, / and comparisons are the compiler's; a float operand is splatted.
 //
-//     splat(x)                           x in all lanes                       lane_numbers(first)  first, first + 1, …
-//     load(p), store(p, v)               kLanes elements, float, BFloat16 or Half, unaligned
-//     load_partial(p, n), store_partial(p, v, n)     the first n (0 … kLanes), touching no memory beyond; zeros load
-//     beyond keep_first(v, n)                   v in the first n lanes, zero in the others to_float(x), from_float(x,
-//     y)      one element select(mask, a, b)                 a where the mask's lane is set (all bits), b elsewhere;
-//     masks are comparisons' Ints max(a, b), min(a, b)               b where either is NaN abs(v), multiply_add(a, b,
-//     c)      a * b + c, rounded once where the machine can reduce_add(v), reduce_max(v)       in the order of a tree:
-//     lane i with lane i + kLanes / 2, and so on transpose(rows)                    kLanes vectors as a square
+//     splat(x)                       x in all lanes
+//     lane_numbers(first)            first, first + 1, …
+//     load(p), store(p, v)           kLanes elements, float, BFloat16 or Half, unaligned
+//     load_partial(p, n)             the first n (0 … kLanes), touching no memory beyond; zeros in the other lanes
+//     store_partial(p, v, n)         likewise
+//     keep_first(v, n)               v in the first n lanes, zero in the others
+//     to_float(x), from_float(x, y)  one element
+//     select(mask, a, b)             a where the mask's lane is set (all bits), b elsewhere; masks are comparisons' Ints
+//     max(a, b), min(a, b)           b where either is NaN
+//     abs(v)
+//     multiply_add(a, b, c)          a * b + c, rounded once where the machine can
+//     reduce_add(v), reduce_max(v)   in the order of a tree: lane i with lane i + kLanes / 2, and so on
+//     transpose(rows)                kLanes vectors as a square
 //
 // Narrowing rounds to nearest, ties to even; NaN stays NaN. Intrinsics stand only where compilers do poorly. An
 // emulated instruction set has 16 lanes and AVX2's instructions: it takes the same paths as AVX-512, without its
