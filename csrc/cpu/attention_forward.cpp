@@ -23,6 +23,7 @@
 #include "attention_forward.h"
 
 #include "attention_operands.h"
+#include "attention_prefetch.h"
 #include "parallel.h"
 
 namespace fastattn::FASTATTN_ISA {
@@ -72,8 +73,8 @@ class Forward {
         }
     }
 
-    // One block of queries, against the packed keys and values of its kv head.
-    void attend(int64_t b, int64_t h, int64_t query_block, const P* packed, float* memory) const {
+    // One block of queries, against the packed keys and values of its kv head. `ahead` may be null.
+    void attend(int64_t b, int64_t h, int64_t query_block, const P* packed, float* memory, Prefetch* ahead) const {
         const Sequence seq = sequence_of(args_, b);
         Block block = {b, h, query_block * kQueryRows, 0, 0, 0};
         block.rows = smaller(kQueryRows, seq.q_len - block.i0);
@@ -93,6 +94,7 @@ class Forward {
                 packed + first / kKeys * block_size_ + kKeys * depth_ + (block.j0 - first) / kSteps * kTileColumns;
             for (int64_t r = 0; r < block.rows; r += kTileRows) {
                 const Strip strip = strip_at(seq, block, r);
+                if (ahead) ahead->step();
                 if (strip.visible == 0) continue;
                 score(strip, keys, w);
                 softmax(seq, block, strip, w);
@@ -233,12 +235,14 @@ void run_blocks(const AttentionForward& args) {
 
     if (pairs >= kPairsPerThread * threads) {
         const Scratch<P> packed(size, threads);
+        const int64_t query_strips = ceil_div(args.max_q, kTileRows);
         parallel_for(pairs, [&](int64_t pair, int thread) {
             const int64_t b = pair / args.kv_heads, kv_head = pair % args.kv_heads;
             for (int64_t block = 0; block < key_blocks; ++block) forward.pack(b, kv_head, block, packed.of(thread));
+            Prefetch ahead(args, pair + threads, group * query_strips * key_blocks);
             for (int64_t h = kv_head * group; h < (kv_head + 1) * group; ++h) {
                 for (int64_t block = 0; block < query_blocks; ++block) {
-                    forward.attend(b, h, block, packed.of(thread), workspace.of(thread));
+                    forward.attend(b, h, block, packed.of(thread), workspace.of(thread), &ahead);
                 }
             }
         });
@@ -254,7 +258,7 @@ void run_blocks(const AttentionForward& args) {
     parallel_for(matrices * query_blocks, [&](int64_t task, int thread) {
         const int64_t b = task % matrices / args.heads, h = task % matrices % args.heads;
         const P* pair = packed.get() + (b * args.kv_heads + h / group) * size;
-        forward.attend(b, h, query_blocks - 1 - task / matrices, pair, workspace.of(thread));
+        forward.attend(b, h, query_blocks - 1 - task / matrices, pair, workspace.of(thread), nullptr);
     });
 }
 
