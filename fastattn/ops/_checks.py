@@ -156,8 +156,13 @@ def softcap_value(softcap: float | None) -> float:
 
 
 def readable(x: Tensor) -> bool:
-    """Whether checks may read values: a CPU tensor that is neither being traced nor fake (a GPU's would wait for it)."""
-    return x.device.type == "cpu" and type(x) is Tensor and not torch.compiler.is_compiling()
+    """Whether checks may read values: a CPU tensor, neither traced, fake nor batched by vmap (a GPU's would wait for it)."""
+    return (
+        x.device.type == "cpu"
+        and type(x) is Tensor
+        and not torch.compiler.is_compiling()
+        and not torch._C._functorch.is_functorch_wrapped_tensor(x)
+    )
 
 
 def cu_seqlens(name: str, x: Tensor, total_name: str, total: int, max_name: str, max_seqlen: int, like: Tensor) -> None:
