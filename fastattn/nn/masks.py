@@ -5,6 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from . import _checks
+
 
 class Sizes(NamedTuple):
     """What the masks of one call have to fit."""
@@ -16,10 +18,14 @@ class Sizes(NamedTuple):
     num_heads: int
 
 
-def check(sizes: Sizes, key_padding_mask: Tensor | None, attn_mask: Tensor | None) -> None:
-    """Ranks, shapes and dtypes of the masks of `MultiheadAttention`, with torch.nn's exceptions."""
+def check(sizes: Sizes, query: Tensor, key_padding_mask: Tensor | None, attn_mask: Tensor | None) -> None:
+    """Ranks, shapes, dtypes and devices of the masks of `MultiheadAttention`, with torch.nn's exceptions."""
     for name, mask in (("key_padding_mask", key_padding_mask), ("attn_mask", attn_mask)):
-        if mask is not None and mask.dtype != torch.bool and not mask.is_floating_point():
+        if mask is None:
+            continue
+        _checks.tensor(name, mask)
+        _checks.same_device(name, mask, "query", query)
+        if mask.dtype != torch.bool and not mask.is_floating_point():
             raise AssertionError(
                 f"only bool and floating types of {name} are supported, got {mask.dtype}; pass {name}.bool()"
             )
@@ -76,8 +82,13 @@ def detect_causal(mask: Tensor | None, is_causal: bool | None, length: int) -> b
     """
     if is_causal is not None:
         return is_causal
-    if mask is None or tuple(mask.shape) != (length, length) or mask.requires_grad or torch.compiler.is_compiling():
+    if mask is None or torch.compiler.is_compiling():
         return False
+    _checks.tensor("mask", mask)
+    if tuple(mask.shape) != (length, length) or mask.requires_grad or mask.is_meta:
+        return False
+    if mask.dtype != torch.bool and not mask.is_floating_point():
+        return False  # an error, which the attention module raises
     later = torch.ones(length, length, dtype=torch.bool, device=mask.device).triu(1)
     if mask.dtype == torch.bool:
         return torch.equal(mask, later)

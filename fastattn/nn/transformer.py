@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import _modules, masks
+from . import _checks, _modules, masks
 from .attention import MultiheadAttention
 from .feed_forward import feed_forward
 from .norm import LayerNorm, add_norm
@@ -40,6 +40,14 @@ def _adopt_children(module: nn.Module) -> None:
         counterpart = COUNTERPARTS.get(type(child))
         if counterpart is not None:
             child.__class__ = counterpart
+
+
+def _length(name: str, x: Tensor, batch_first: bool) -> int:
+    """The sequence length of (S, E), (S, N, E) or, batch first, (N, S, E)."""
+    _checks.tensor(name, x)
+    if x.dim() not in (2, 3):
+        raise AssertionError(f"{name} should be unbatched 2D or batched 3D tensor but received {x.dim()}-D tensor")
+    return x.shape[1 if x.dim() == 3 and batch_first else 0]
 
 
 class TransformerEncoderLayer(nn.TransformerEncoderLayer):
@@ -117,7 +125,7 @@ class TransformerEncoderLayer(nn.TransformerEncoderLayer):
         Raises:
             AssertionError, RuntimeError: as `MultiheadAttention.forward`.
         """
-        if src.is_nested:
+        if isinstance(src, Tensor) and src.is_nested:
             return self._forward_nested(src, src_mask, src_key_padding_mask)
 
         def attend(x: Tensor) -> Tensor:
@@ -324,8 +332,7 @@ class TransformerEncoder(nn.TransformerEncoder):
         if padding is not None:
             output = self._forward_packed(src, ~padding)
         else:
-            length = src.shape[1 if src.dim() == 3 and self._batch_first() else 0]
-            is_causal = masks.detect_causal(mask, is_causal, length)
+            is_causal = masks.detect_causal(mask, is_causal, _length("src", src, self._batch_first()))
             output = src
             for layer in self.layers:
                 output = layer(output, mask, src_key_padding_mask, is_causal)
@@ -403,8 +410,7 @@ class TransformerDecoder(nn.TransformerDecoder):
         tgt_mask.
         """
         batch_first = bool(self.layers) and self.layers[0].self_attn.batch_first
-        length = tgt.shape[1 if tgt.dim() == 3 and batch_first else 0]
-        tgt_is_causal = masks.detect_causal(tgt_mask, tgt_is_causal, length)
+        tgt_is_causal = masks.detect_causal(tgt_mask, tgt_is_causal, _length("tgt", tgt, batch_first))
         output = tgt
         for layer in self.layers:
             output = layer(
