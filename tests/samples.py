@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 import fastattn
 from fastattn.backends import OPS
@@ -91,6 +91,34 @@ def leaves(arguments: Any) -> list[Tensor]:
 
 def tensors(outputs: Any) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]
+
+
+def substitute(arguments: Any, old: list[Tensor], new: Any) -> Any:
+    """The arguments with other tensors in the place of some."""
+    by_id = {id(x): y for x, y in zip(old, new, strict=True)}
+    return tree_map(lambda x: by_id.get(id(x), x), arguments)
+
+
+def run(sample: Sample, backend: str, arguments: tuple[tuple, dict]) -> tuple[list[Tensor], list[Tensor]]:
+    """Outputs, and the gradients of the leaves for a fixed projection of the outputs, from a fixed seed."""
+    torch.manual_seed(0)
+    args, kwargs = arguments
+    with fastattn.use_backend(backend):
+        outputs = tensors(sample.function(*args, **kwargs))
+        return outputs, gradients(outputs, leaves(arguments))
+
+
+def gradients(outputs: list[Tensor], inputs: list[Tensor], **options: Any) -> list[Tensor]:
+    recorded = [out for out in outputs if out.requires_grad]
+    if not recorded:
+        return []
+    return list(torch.autograd.grad(recorded, inputs, [direction(out) for out in recorded], **options))
+
+
+def direction(out: Tensor) -> Tensor:
+    """A gradient for an output: eighths, exact in every dtype; zero where the output is -inf (lse without a key)."""
+    wave = (torch.arange(out.numel(), device=out.device) * 7 % 17 - 8).reshape(out.shape) / 8
+    return wave.to(out.dtype).masked_fill(out.detach() == -torch.inf, 0.0)
 
 
 def call(*args: Any, **kwargs: Any) -> Call:

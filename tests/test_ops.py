@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from samples import SAMPLES, Sample, leaves, tensors
+from samples import SAMPLES, Sample, direction, gradients, leaves, run, substitute, tensors
 from torch import Tensor
 from torch._inductor.compile_fx import compile_fx
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -39,28 +39,6 @@ REGISTERED = [row for row in TAKEN if row in FUSED or row.values[0].inference or
 @pytest.fixture(autouse=True)
 def _same_random_numbers() -> None:
     torch.manual_seed(0)
-
-
-def run(sample: Sample, backend: str, arguments: tuple[tuple, dict]) -> tuple[list[Tensor], list[Tensor]]:
-    """Outputs, and the gradients of the leaves for a fixed projection of the outputs, from a fixed seed."""
-    torch.manual_seed(0)
-    args, kwargs = arguments
-    with fastattn.use_backend(backend):
-        outputs = tensors(sample.function(*args, **kwargs))
-        return outputs, gradients(outputs, leaves(arguments))
-
-
-def gradients(outputs: list[Tensor], inputs: list[Tensor], **options: Any) -> list[Tensor]:
-    recorded = [out for out in outputs if out.requires_grad]
-    if not recorded:
-        return []
-    return list(torch.autograd.grad(recorded, inputs, [direction(out) for out in recorded], **options))
-
-
-def direction(out: Tensor) -> Tensor:
-    """A gradient for an output: eighths, exact in every dtype; zero where the output is -inf (lse without a key)."""
-    wave = (torch.arange(out.numel(), device=out.device) * 7 % 17 - 8).reshape(out.shape) / 8
-    return wave.to(out.dtype).masked_fill(out.detach() == -torch.inf, 0.0)
 
 
 def detached(tree: Any) -> Any:
@@ -163,12 +141,6 @@ def test_gradcheck(sample: Sample) -> None:
 
     with fastattn.use_backend("eager"):
         assert torch.autograd.gradcheck(function, inputs, fast_mode=True)
-
-
-def substitute(arguments: Any, old: list[Tensor], new: Any) -> Any:
-    """The arguments with other tensors in the place of some."""
-    by_id = {id(x): y for x, y in zip(old, new, strict=True)}
-    return tree_map(lambda x: by_id.get(id(x), x), arguments)
 
 
 @pytest.mark.parametrize(("sample", "backend"), [row for row in FUSED if not row.values[0].inference])

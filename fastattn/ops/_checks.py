@@ -64,19 +64,24 @@ def rank(name: str, x: Tensor, layout: str, ndim: int) -> None:
         raise ValueError(f"{name} has shape {tuple(x.shape)}; expected {ndim} dimensions, {layout}")
 
 
-def number(name: str, x: object) -> None:
-    """A finite number. (torch's are symbolic while it traces.)"""
+def number(name: str, x: object) -> float:
+    """A finite number, as a float. (torch's are symbolic while it traces.)"""
     if not isinstance(x, (float, numbers.Real, torch.SymFloat, torch.SymInt)):
         raise TypeError(f"{name} is a {type(x).__name__}; expected a number")
-    if not -_LARGEST <= x <= _LARGEST:  # type: ignore[operator]
-        raise ValueError(f"{name} is {x}; expected a finite number")
+    try:
+        value = float(x)
+    except OverflowError:
+        value = math.inf
+    if not -_LARGEST <= value <= _LARGEST:
+        raise ValueError(f"{name} is {value}; expected a finite number")
+    return value
 
 
 def not_negative(name: str, x: float) -> float:
-    number(name, x)
-    if x < 0:
-        raise ValueError(f"{name} is {x}; expected zero or more")
-    return float(x)
+    value = number(name, x)
+    if value < 0.0:
+        raise ValueError(f"{name} is {value}; expected zero or more")
+    return value
 
 
 def integer(name: str, x: object) -> None:
@@ -170,17 +175,16 @@ def window_sides(window: tuple[int | None, int | None] | None) -> tuple[int, int
 def softmax_scale(scale: float | None, head_dim: int) -> float:
     if scale is None:
         return 1.0 / math.sqrt(head_dim)
-    number("scale", scale)
-    return float(scale)
+    return number("scale", scale)
 
 
 def softcap_value(softcap: float | None) -> float:
     if softcap is None:
         return 0.0
-    number("softcap", softcap)
-    if not softcap > 0.0:
+    cap = number("softcap", softcap)
+    if cap <= 0.0:
         raise ValueError(f"softcap is {softcap}; expected a positive number, or None for none")
-    return float(softcap)
+    return cap
 
 
 def readable(x: Tensor) -> bool:

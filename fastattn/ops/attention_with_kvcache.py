@@ -108,6 +108,8 @@ def _check_cache(query: Tensor, k_cache: Tensor, v_cache: Tensor, block_table: T
             f"k_cache has shape {tuple(k_cache.shape)} and v_cache {tuple(v_cache.shape)} for head_dim {head_dim}; all but "
             f"the last dimension must be equal, and k_cache's last must be head_dim"
         )
+    if head_dim == 0:
+        raise ValueError("query and k_cache have head_dim 0; expected at least 1")
     kv_heads = k_cache.shape[1]
     if kv_heads == 0 or heads % kv_heads != 0:
         raise ValueError(f"query has {heads} heads and k_cache {kv_heads}; query's must be a multiple of the cache's")
