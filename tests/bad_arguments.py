@@ -1,16 +1,19 @@
 """What the tests of bad input share: a good call of each op and module with every tensor it takes, and wrong tensors."""
 
 import linecache
+import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+import fastattn
 from fastattn import nn
 
 T = torch.randn
 B = torch.bool
+NAN, INF, HUGE = math.nan, math.inf, 2**70
 
 
 def ints(*values: int) -> Tensor:
@@ -88,7 +91,36 @@ GOOD: dict[str, Callable[[], dict[str, Any]]] = {
     },
 }
 
-# A module of each class of fastattn.nn, and its arguments. (Transformer.forward is torch.nn's own.)
+
+def call(op: str, **changed: Any) -> Any:
+    """The good call with some arguments changed."""
+    return getattr(fastattn, op)(**{**GOOD[op](), **changed})
+
+
+class Packed(torch.nn.Module):
+    """Calls forward_packed."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, **arguments: Any) -> Any:
+        return self.module.forward_packed(**arguments)
+
+
+class Inference(torch.nn.Module):
+    """Calls a module for inference, where TransformerEncoder leaves the padding out."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        super().__init__()
+        self.module = module.eval()
+
+    @torch.no_grad()
+    def forward(self, **arguments: Any) -> Any:
+        return self.module(**arguments)
+
+
+# Modules of fastattn.nn, and their arguments.
 MODULES: dict[str, tuple[Callable[[], torch.nn.Module], Callable[[], dict[str, Any]]]] = {
     "MultiheadAttention": (
         lambda: nn.MultiheadAttention(8, 2, batch_first=True),
@@ -150,6 +182,31 @@ MODULES: dict[str, tuple[Callable[[], torch.nn.Module], Callable[[], dict[str, A
         lambda: nn.TransformerDecoder(nn.TransformerDecoderLayer(8, 2, 12, batch_first=True), 1),
         lambda: {"tgt": T(2, 3, 8), "memory": T(2, 4, 8), "tgt_mask": off(3, 3), "memory_mask": T(3, 4)},
     ),
+    "Transformer": (
+        lambda: nn.Transformer(8, 2, 1, 1, 12, batch_first=True),
+        lambda: {
+            "src": T(2, 3, 8),
+            "tgt": T(2, 4, 8),
+            "src_mask": off(3, 3),
+            "tgt_mask": off(4, 4),
+            "memory_mask": T(4, 3),
+            "src_key_padding_mask": off(2, 3),
+            "tgt_key_padding_mask": off(2, 4),
+            "memory_key_padding_mask": off(2, 3),
+        },
+    ),
+    "MultiheadAttention packed": (
+        lambda: Packed(nn.MultiheadAttention(8, 2)),
+        lambda: {"x": T(5, 8), "cu_seqlens": ints(0, 2, 5), "max_seqlen": 3},
+    ),
+    "TransformerEncoderLayer packed": (
+        lambda: Packed(nn.TransformerEncoderLayer(8, 2, 12)),
+        lambda: {"src": T(5, 8), "cu_seqlens": ints(0, 2, 5), "max_seqlen": 3},
+    ),
+    "TransformerEncoder packed": (
+        lambda: Inference(nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 12, batch_first=True), 1)),
+        lambda: {"src": T(2, 3, 8), "src_key_padding_mask": off(2, 3)},
+    ),
 }
 
 
@@ -195,12 +252,18 @@ WRONG: dict[str, Callable[[Tensor], Any]] = {
 }
 
 
-def raised_by_fastattn(error: BaseException) -> bool:
-    """Whether a `raise` in fastattn, or a check in its extension, made this error; not torch, Python or numpy."""
+def raised_by_fastattn(error: BaseException, *others: str) -> bool:
+    """Whether a `raise` in fastattn, or a check in its extension, made this error; not torch, Python or numpy.
+
+    A file of one of the `others`' names counts as fastattn's.
+    """
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
-    if trace is None or "/fastattn/" not in trace.tb_frame.f_code.co_filename:
+    if trace is None:
         return False
-    line = linecache.getline(trace.tb_frame.f_code.co_filename, trace.tb_lineno).strip()
+    file = trace.tb_frame.f_code.co_filename
+    if "/fastattn/" not in file and not file.endswith(others):
+        return False
+    line = linecache.getline(file, trace.tb_lineno).strip()
     return line.startswith("raise ") or "_native.C." in line

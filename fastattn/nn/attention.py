@@ -96,7 +96,9 @@ class MultiheadAttention(nn.MultiheadAttention):
         # keys.
         causal = is_causal and not need_weights and (key_padding_mask is None or appended == 0)
         if attn_mask is not None:
-            attn_mask = attn_mask[None, None] if attn_mask.dim() == 2 else attn_mask.unflatten(0, (sizes.batch, -1))
+            attn_mask = (
+                attn_mask[None, None] if attn_mask.dim() == 2 else attn_mask.unflatten(0, (sizes.batch, self.num_heads))
+            )
         if key_padding_mask is not None:
             key_padding_mask = key_padding_mask.view(sizes.batch, 1, 1, sizes.key_len)
         mask = masks.merge(None if causal else attn_mask, key_padding_mask, query.dtype)

@@ -59,18 +59,22 @@ def check(sizes: Sizes, query: Tensor, key_padding_mask: Tensor | None, attn_mas
 def merge(attn_mask: Tensor | None, key_padding_mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     """Two masks of torch.nn, broadcasting to the scores, as one mask of the ops.
 
-    Boolean masks stay boolean; where one of the two is floating, the other is turned into 0 and -inf of this dtype.
+    Boolean masks stay boolean; where one of the two is floating, the other is turned into 0 and -inf of this dtype, the
+    queries'. A floating mask of another dtype becomes what the ops take.
     """
     masks = [mask for mask in (attn_mask, key_padding_mask) if mask is not None]
     if not masks:
         return None
     if all(mask.dtype == torch.bool for mask in masks):
         return ~(masks[0] if len(masks) == 1 else masks[0] | masks[1])
-    added = [
-        torch.zeros_like(mask, dtype=dtype).masked_fill(mask, -torch.inf) if mask.dtype == torch.bool else mask
-        for mask in masks
-    ]
+    added = [_added(mask, dtype) for mask in masks]
     return added[0] if len(added) == 1 else added[0] + added[1]
+
+
+def _added(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    if mask.dtype == torch.bool:
+        return torch.zeros_like(mask, dtype=dtype).masked_fill(mask, -torch.inf)
+    return mask if mask.dtype in (dtype, torch.float32) else mask.to(torch.promote_types(dtype, torch.float32))
 
 
 def detect_causal(mask: Tensor | None, is_causal: bool | None, length: int) -> bool:

@@ -50,6 +50,7 @@ class _AddedEncoding(nn.Module):
         sequence_first = x.dim() == 3 and not self.batch_first
         length = x.shape[0 if sequence_first else -2]
         if positions is None:
+            offset = _checks.integer("offset", offset)
             if offset < 0 or offset + length > self.max_len:
                 raise ValueError(
                     f"positions {offset} to {offset + length - 1} are asked for, but the encoding holds 0 to "
@@ -62,7 +63,7 @@ class _AddedEncoding(nn.Module):
                 low, high = positions.min().item(), positions.max().item()
                 if low < 0 or high >= self.max_len:
                     raise ValueError(f"positions holds {low} to {high}; the encoding holds 0 to {self.max_len - 1}")
-            encoding = self.weight[positions]
+            encoding = self.weight[positions.long()]  # (torch takes uint8 for a mask, and no shorter type at all)
         if sequence_first and encoding.dim() == 2:
             encoding = encoding.unsqueeze(1)
         return self.dropout(x + encoding.to(x.dtype))
@@ -203,6 +204,7 @@ class RotaryEmbedding(nn.Module):
                 f"query has shape {tuple(query.shape)}; expected (batch, heads, seq, {self.head_dim}), head_dim last"
             )
         length = query.shape[-2]
+        offset = _checks.length("offset", offset)
         if positions is not None:
             _check_positions(positions, query, (length,), (query.shape[0], length))
             cos, sin = self.cos_sin(positions)
@@ -214,8 +216,6 @@ class RotaryEmbedding(nn.Module):
 
     def _kept_cos_sin(self, offset: int, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """A stretch of a table that grows by doubling, so that decoding does not compute it token by token."""
-        if offset < 0:
-            raise ValueError(f"offset is {offset}; expected a position, zero or more")
         end = offset + length
         if end > _MOST_KEPT:
             return self.cos_sin(torch.arange(offset, end, device=device))
@@ -261,7 +261,8 @@ class ALiBi(nn.Module):
         The last query stands at the last key. For `MultiheadAttention` repeat it over the batch: `alibi(L, S).repeat(N,
         1, 1)`.
         """
-        key_len = query_len if key_len is None else key_len
+        query_len = _checks.length("query_len", query_len)
+        key_len = query_len if key_len is None else _checks.length("key_len", key_len)
         query = torch.arange(key_len - query_len, key_len, device=self.slopes.device)
         distance = query.unsqueeze(1) - torch.arange(key_len, device=self.slopes.device)
         return -self.slopes.float()[:, None, None] * distance.abs()
@@ -332,7 +333,9 @@ class RelativePositionBias(nn.Module):
             key_len: number of keys; None for query_len.
             offset: position of the first query, as when decoding behind a cache.
         """
-        key_len = query_len if key_len is None else key_len
+        query_len = _checks.length("query_len", query_len)
+        key_len = query_len if key_len is None else _checks.length("key_len", key_len)
+        offset = _checks.integer("offset", offset)
         device = self.relative_attention_bias.weight.device
         # One column a diagonal, then each (query, key) picks its diagonal: query_len + key_len look-ups, not their
         # product.

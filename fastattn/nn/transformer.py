@@ -328,6 +328,7 @@ class TransformerEncoder(nn.TransformerEncoder):
         """
         if not all(isinstance(layer, TransformerEncoderLayer) for layer in self.layers):
             return super().forward(src, mask, src_key_padding_mask, is_causal)
+        _checks.tensor("src", src)
         padding = self._padding_to_leave_out(src, mask, src_key_padding_mask)
         if padding is not None:
             output = self._forward_packed(src, ~padding)
@@ -347,8 +348,13 @@ class TransformerEncoder(nn.TransformerEncoder):
         The conditions are those under which torch.nn computes on nested tensors, because they decide whether the output
         at the padding is zero.
         """
-        if padding is None or mask is not None or self.training or not self.use_nested_tensor or src.dim() != 3:
+        if padding is None or mask is not None or self.training or not self.use_nested_tensor:
             return None
+        _checks.tensor("src_key_padding_mask", padding)
+        if src.dim() != 3 or padding.is_meta or padding.device != src.device:
+            return None
+        if padding.dtype != torch.bool and not padding.is_floating_point():
+            return None  # an error, which the attention module raises
         if not torch.backends.mha.get_fastpath_enabled() or torch.compiler.is_compiling():
             return None
         if torch.is_autocast_enabled(src.device.type) or not self._batch_first() or padding.shape != src.shape[:2]:
@@ -486,3 +492,9 @@ class Transformer(nn.Transformer):
             device,
             dtype,
         )
+
+    def forward(self, src: Tensor, tgt: Tensor, *masks: Any, **named: Any) -> Tensor:
+        """Arguments, results and errors as `torch.nn.Transformer.forward`'s. What is no tensor is a TypeError."""
+        for name, x in (("src", src), ("tgt", tgt)):
+            _length(name, x, self.batch_first)
+        return super().forward(src, tgt, *masks, **named)

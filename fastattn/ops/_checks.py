@@ -6,6 +6,7 @@ TypeError for something that is not a tensor or has the wrong dtype, ValueError 
 import itertools
 import math
 import numbers
+import operator
 import sys
 
 import torch
@@ -84,9 +85,21 @@ def not_negative(name: str, x: float) -> float:
     return value
 
 
-def integer(name: str, x: object) -> None:
-    if not isinstance(x, (int, torch.SymInt)):
-        raise TypeError(f"{name} is a {type(x).__name__}; expected an int")
+def integer(name: str, x: object) -> int:
+    """An int, or what stands for one: numpy's, a tensor's."""
+    if isinstance(x, (int, torch.SymInt)):
+        return x  # type: ignore[return-value]
+    try:
+        return operator.index(x)  # type: ignore[arg-type]
+    except TypeError:
+        raise TypeError(f"{name} is a {type(x).__name__}; expected an int") from None
+
+
+def length(name: str, x: object) -> int:
+    value = integer(name, x)
+    if value < 0:
+        raise ValueError(f"{name} is {value}; expected zero or more")
+    return value
 
 
 def probability(name: str, p: float) -> None:
@@ -166,9 +179,9 @@ def window_sides(window: tuple[int | None, int | None] | None) -> tuple[int, int
             f"window is {window!r}; expected (left, right): how many keys before and after, None for no limit"
         )
     for side in window:
-        if side is not None and (not isinstance(side, int) or side < 0):
+        if side is not None and (not isinstance(side, numbers.Integral) or side < 0):
             raise ValueError(f"window is {window!r}; each side is a number of keys, zero or more, or None for no limit")
-    left, right = (-1 if side is None else min(side, _FAR) for side in window)
+    left, right = (-1 if side is None else int(min(side, _FAR)) for side in window)
     return left, right
 
 
@@ -200,7 +213,6 @@ def readable(x: Tensor) -> bool:
 def cu_seqlens(name: str, x: Tensor, total_name: str, total: int, max_name: str, max_seqlen: int, like: Tensor) -> None:
     """Cumulative lengths: int32 (batch + 1,), from 0, never decreasing, ending at the total."""
     tensor(name, x)
-    integer(max_name, max_seqlen)
     if x.dtype != torch.int32:
         raise TypeError(f"{name} has dtype {x.dtype}; expected torch.int32: convert it with {name}.to(torch.int32)")
     if x.ndim != 1 or x.shape[0] < 1:

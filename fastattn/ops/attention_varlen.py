@@ -60,6 +60,8 @@ def attention_varlen(
         query, key, value, attn_mask = _autocast.cast(query, key, value, attn_mask)
     _checks.attention_shapes(query, key, value, "(total_q, heads, head_dim)", "(total_k, kv_heads, head_dim)", 3)
     total_q, heads, head_dim = query.shape
+    max_seqlen_q = _checks.integer("max_seqlen_q", max_seqlen_q)
+    max_seqlen_k = _checks.integer("max_seqlen_k", max_seqlen_k)
     _checks.cu_seqlens("cu_seqlens_q", cu_seqlens_q, "query", total_q, "max_seqlen_q", max_seqlen_q, query)
     _checks.cu_seqlens("cu_seqlens_k", cu_seqlens_k, "key", key.shape[0], "max_seqlen_k", max_seqlen_k, query)
     batch = cu_seqlens_q.shape[0] - 1

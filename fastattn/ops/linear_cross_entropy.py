@@ -64,11 +64,11 @@ def linear_cross_entropy(
             )
         if class_weight.device != x.device:
             raise ValueError(f"class_weight is on {class_weight.device} but x is on {x.device}; move one")
-    if reduction not in ("mean", "sum", "none"):
+    if not isinstance(reduction, str) or reduction not in ("mean", "sum", "none"):
         raise ValueError(f"reduction is {reduction!r}; expected 'mean', 'sum' or 'none'")
     _checks.probability("label_smoothing", label_smoothing)
     z_loss = _checks.not_negative("z_loss", z_loss)
-    _checks.integer("ignore_index", ignore_index)
+    ignore_index = _checks.integer("ignore_index", ignore_index)
     if not -(2**63) <= ignore_index < 2**63:
         raise ValueError(f"ignore_index is {ignore_index}; expected an int64, as target holds them")
     if _checks.readable(target) and target.numel():
