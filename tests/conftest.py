@@ -24,11 +24,20 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("fastattn")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "kernel: runs C++, and so is run under the sanitizers (sanitize.sh)")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # A file with a test for every instruction set is a file of kernel tests.
+    files = {item.path for item in items if "isa" in getattr(item, "fixturenames", ())}
+    for item in items:
+        if item.path in files:
+            item.add_marker("kernel")
     examples = int(os.environ.get("FASTATTN_TEST_EXAMPLES", "0"))
     for item in items if examples else ():
         function = getattr(item, "obj", None)
-        own = getattr(function, "_hypothesis_internal_use_settings", None)
+        own = getattr(function, "_hypothesis_internal_use_settings", None)  # of its @given, or the profile's
         if own is not None:
             function._hypothesis_internal_use_settings = hypothesis.settings(own, max_examples=examples)
 

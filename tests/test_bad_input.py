@@ -21,6 +21,8 @@ from torch import Tensor
 import fastattn
 from fastattn.backends import BACKENDS, OPS
 
+pytestmark = pytest.mark.kernel
+
 assert set(GOOD) == set(OPS)
 # ALiBi and RelativePositionBias take no tensors: see test_bad_values.py.
 assert {name.split()[0] for name in MODULES} == set(fastattn.nn.__all__) - {"ALiBi", "RelativePositionBias"}

@@ -11,6 +11,8 @@ from bad_arguments import GOOD, HUGE, INF, MODULES, NAN, B, T, call, ints, off, 
 import fastattn
 from fastattn.backends import BACKENDS
 
+pytestmark = pytest.mark.kernel
+
 EXPANDED = T(1, 2, 6, 8).expand(2, 2, 6, 8)
 CASES: list[tuple[str, dict[str, Any], type[Exception], str]] = [
     ("attention", {"query": T(2, 4, 3, 7)}, ValueError, "key has head_dim 8 but query has 7"),

@@ -12,6 +12,8 @@ import fastattn
 from fastattn import verify
 from fastattn.backends import OPS
 
+pytestmark = pytest.mark.kernel
+
 SIZES = {
     "attention": {"batch": 2, "heads": 4, "kv_heads": 2, "q": 3, "k": 5, "head_dim": 8, "value_dim": 6},
     "attention_varlen": {"batch": 2, "heads": 4, "kv_heads": 2, "q": 3, "k": 5, "head_dim": 8, "value_dim": 6},

@@ -13,6 +13,8 @@ from torch.utils._pytree import tree_map
 import fastattn
 from fastattn import verify
 
+pytestmark = pytest.mark.kernel
+
 # Samples of attention in which a query does not see every key.
 PARTIAL = ("causal", "bool-mask", "window", "one-projection", "transposed", "append", "paged")
 
