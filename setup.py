@@ -99,7 +99,7 @@ def ninja_file(compiler: list[str], isas: list[Isa], build_dir: Path, output: Pa
     macos = sys.platform == "darwin"
     sanitize = os.environ.get("FASTATTN_SANITIZE", "0") not in ("", "0")
     cflags = ["-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-psabi", "-Wno-unknown-pragmas"]
-    cflags += ["-O1", "-g", "-fno-omit-frame-pointer"] if sanitize else ["-O3", "-DNDEBUG"]
+    cflags += ["-O1", "-g1", "-fno-omit-frame-pointer"] if sanitize else ["-O3", "-DNDEBUG"]
     kernel_flags = ["-fno-math-errno", "-fno-trapping-math"]  # no kernel reads errno or the floating-point flags
     ldflags = ["-bundle", "-undefined", "dynamic_lookup"] if macos else ["-shared", "-Wl,-z,now"]
     if not macos:

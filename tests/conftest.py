@@ -1,5 +1,10 @@
-"""What all tests share: hypothesis's settings, and fixtures for tests of kernels."""
+"""What all tests share: hypothesis's settings, and fixtures for tests of kernels.
 
+FASTATTN_TEST_EXAMPLES=n draws n examples in every hypothesis test: few for slow builds (sanitize.sh), many to look for bugs.
+FASTATTN_TEST_ISAS=a,b   runs the tests of kernels for these instruction sets alone.
+"""
+
+import os
 from collections.abc import Callable, Iterator
 
 import hypothesis
@@ -19,7 +24,32 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("fastattn")
 
 
-@pytest.fixture(params=_native.C.isas() if _native.available else ["none"])
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "kernel: runs C++, and so is run under the sanitizers (sanitize.sh)")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # A file with a test for every instruction set is a file of kernel tests.
+    files = {item.path for item in items if "isa" in getattr(item, "fixturenames", ())}
+    for item in items:
+        if item.path in files:
+            item.add_marker("kernel")
+    examples = int(os.environ.get("FASTATTN_TEST_EXAMPLES", "0"))
+    for item in items if examples else ():
+        function = getattr(item, "obj", None)
+        own = getattr(function, "_hypothesis_internal_use_settings", None)  # of its @given, or the profile's
+        if own is not None:
+            function._hypothesis_internal_use_settings = hypothesis.settings(own, max_examples=examples)
+
+
+def _isas() -> list[str]:
+    if not _native.available:
+        return ["none"]
+    asked = [name for name in os.environ.get("FASTATTN_TEST_ISAS", "").split(",") if name]
+    return asked or _native.C.isas()
+
+
+@pytest.fixture(params=_isas())
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     """Runs the test once for each instruction set that was built and that this machine has."""
     if not _native.available:

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from fastattn import ops
+from fastattn.ops import _checks
+from fastattn.ops.additive_attention import check_mask
 
 from . import masks
 
@@ -85,13 +87,21 @@ class AdditiveAttention(nn.Module):
             TypeError: wrong or mixed dtypes.
             ValueError: shapes or devices that do not fit.
         """
-        if key_padding_mask is not None and key_padding_mask.shape != key.shape[:-1]:
+        _checks.floating("query", query)
+        _checks.tensor("key", key)
+        if query.ndim < 2 or key.ndim < 2:
             raise ValueError(
-                f"key_padding_mask has shape {tuple(key_padding_mask.shape)}; expected {tuple(key.shape[:-1])}"
+                f"query has shape {tuple(query.shape)} and key {tuple(key.shape)}; expected (…, L, query_dim) and "
+                f"(…, S, key_dim)"
             )
-        for name, given in (("attn_mask", attn_mask), ("key_padding_mask", key_padding_mask)):
-            if given is not None and given.dtype != torch.bool and not given.is_floating_point():
-                raise TypeError(f"{name} has dtype {given.dtype}; expected bool (True: masked out) or floating")
+        if attn_mask is not None:
+            check_mask("attn_mask", attn_mask, query, (*query.shape[:-1], key.shape[-2]))
+        if key_padding_mask is not None:
+            check_mask("key_padding_mask", key_padding_mask, query, tuple(key.shape[:-1]))
+            if key_padding_mask.shape != key.shape[:-1]:
+                raise ValueError(
+                    f"key_padding_mask has shape {tuple(key_padding_mask.shape)}; expected {tuple(key.shape[:-1])}"
+                )
         padding = None if key_padding_mask is None else key_padding_mask.unsqueeze(-2)
         mask = masks.merge(attn_mask, padding, query.dtype)
         p = self.dropout if self.training else 0.0

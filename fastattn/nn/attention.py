@@ -96,7 +96,9 @@ class MultiheadAttention(nn.MultiheadAttention):
         # keys.
         causal = is_causal and not need_weights and (key_padding_mask is None or appended == 0)
         if attn_mask is not None:
-            attn_mask = attn_mask[None, None] if attn_mask.dim() == 2 else attn_mask.unflatten(0, (sizes.batch, -1))
+            attn_mask = (
+                attn_mask[None, None] if attn_mask.dim() == 2 else attn_mask.unflatten(0, (sizes.batch, self.num_heads))
+            )
         if key_padding_mask is not None:
             key_padding_mask = key_padding_mask.view(sizes.batch, 1, 1, sizes.key_len)
         mask = masks.merge(None if causal else attn_mask, key_padding_mask, query.dtype)
@@ -180,11 +182,13 @@ class MultiheadAttention(nn.MultiheadAttention):
     def _check(
         self, query: Tensor, key: Tensor, value: Tensor, key_padding_mask: Tensor | None, attn_mask: Tensor | None
     ) -> masks.Sizes:
-        if query.is_nested or key.is_nested or value.is_nested:
-            raise AssertionError(
-                "MultiheadAttention does not take nested tensors; pad them and pass key_padding_mask, or lay them "
-                "end to end and call forward_packed"
-            )
+        for name, x in (("query", query), ("key", key), ("value", value)):
+            if isinstance(x, Tensor) and x.is_nested:
+                raise AssertionError(
+                    "MultiheadAttention does not take nested tensors; pad them and pass key_padding_mask, or lay them "
+                    "end to end and call forward_packed"
+                )
+            _checks.tensor(name, x)
         if query.dim() not in (2, 3):
             raise AssertionError(
                 f"query should be unbatched 2D or batched 3D tensor but received {query.dim()}-D query tensor"
@@ -220,7 +224,7 @@ class MultiheadAttention(nn.MultiheadAttention):
         if batched and key.shape[batch_dim] != batch:
             raise RuntimeError(f"key has batch size {key.shape[batch_dim]} but query has {batch}; they must be equal")
         sizes = masks.Sizes(batched, batch, query.shape[length_dim], key.shape[length_dim], self.num_heads)
-        masks.check(sizes, key_padding_mask, attn_mask)
+        masks.check(sizes, query, key_padding_mask, attn_mask)
         return sizes
 
 

@@ -5,6 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from . import _checks
+
 
 class Sizes(NamedTuple):
     """What the masks of one call have to fit."""
@@ -16,10 +18,14 @@ class Sizes(NamedTuple):
     num_heads: int
 
 
-def check(sizes: Sizes, key_padding_mask: Tensor | None, attn_mask: Tensor | None) -> None:
-    """Ranks, shapes and dtypes of the masks of `MultiheadAttention`, with torch.nn's exceptions."""
+def check(sizes: Sizes, query: Tensor, key_padding_mask: Tensor | None, attn_mask: Tensor | None) -> None:
+    """Ranks, shapes, dtypes and devices of the masks of `MultiheadAttention`, with torch.nn's exceptions."""
     for name, mask in (("key_padding_mask", key_padding_mask), ("attn_mask", attn_mask)):
-        if mask is not None and mask.dtype != torch.bool and not mask.is_floating_point():
+        if mask is None:
+            continue
+        _checks.tensor(name, mask)
+        _checks.same_device(name, mask, "query", query)
+        if mask.dtype != torch.bool and not mask.is_floating_point():
             raise AssertionError(
                 f"only bool and floating types of {name} are supported, got {mask.dtype}; pass {name}.bool()"
             )
@@ -53,18 +59,22 @@ def check(sizes: Sizes, key_padding_mask: Tensor | None, attn_mask: Tensor | Non
 def merge(attn_mask: Tensor | None, key_padding_mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     """Two masks of torch.nn, broadcasting to the scores, as one mask of the ops.
 
-    Boolean masks stay boolean; where one of the two is floating, the other is turned into 0 and -inf of this dtype.
+    Boolean masks stay boolean; where one of the two is floating, the other is turned into 0 and -inf of this dtype, the
+    queries'. A floating mask of another dtype becomes what the ops take.
     """
     masks = [mask for mask in (attn_mask, key_padding_mask) if mask is not None]
     if not masks:
         return None
     if all(mask.dtype == torch.bool for mask in masks):
         return ~(masks[0] if len(masks) == 1 else masks[0] | masks[1])
-    added = [
-        torch.zeros_like(mask, dtype=dtype).masked_fill(mask, -torch.inf) if mask.dtype == torch.bool else mask
-        for mask in masks
-    ]
+    added = [_added(mask, dtype) for mask in masks]
     return added[0] if len(added) == 1 else added[0] + added[1]
+
+
+def _added(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    if mask.dtype == torch.bool:
+        return torch.zeros_like(mask, dtype=dtype).masked_fill(mask, -torch.inf)
+    return mask if mask.dtype in (dtype, torch.float32) else mask.to(torch.promote_types(dtype, torch.float32))
 
 
 def detect_causal(mask: Tensor | None, is_causal: bool | None, length: int) -> bool:
@@ -76,8 +86,13 @@ def detect_causal(mask: Tensor | None, is_causal: bool | None, length: int) -> b
     """
     if is_causal is not None:
         return is_causal
-    if mask is None or tuple(mask.shape) != (length, length) or mask.requires_grad or torch.compiler.is_compiling():
+    if mask is None or torch.compiler.is_compiling():
         return False
+    _checks.tensor("mask", mask)
+    if tuple(mask.shape) != (length, length) or mask.requires_grad or mask.is_meta:
+        return False
+    if mask.dtype != torch.bool and not mask.is_floating_point():
+        return False  # an error, which the attention module raises
     later = torch.ones(length, length, dtype=torch.bool, device=mask.device).triu(1)
     if mask.dtype == torch.bool:
         return torch.equal(mask, later)

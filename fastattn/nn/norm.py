@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fastattn import ops
 
-from . import _modules
+from . import _checks, _modules
 
 Normed = Tensor | tuple[Tensor, Tensor]
 
@@ -34,6 +34,9 @@ def _is_mixed(parameter: Tensor | None, x: Tensor) -> bool:
 
 
 def _check(input: Tensor, residual: Tensor | None, normalized_shape: tuple[int, ...]) -> None:
+    _checks.tensor("input", input)
+    if residual is not None:
+        _checks.tensor("residual", residual)
     dims = len(normalized_shape)
     if dims == 0:
         raise RuntimeError("normalized_shape is (); expected at least one dimension to normalise over")
@@ -176,6 +179,7 @@ class RMSNorm(nn.RMSNorm):
         Arguments, results and errors are those of `LayerNorm.forward`, but that x of too few dimensions is a ValueError
         and that a weight of any floating dtype is taken, as in torch.
         """
+        _checks.tensor("x", x)
         if x.dim() < len(self.normalized_shape):
             raise ValueError(
                 f"Input tensor must have at least {len(self.normalized_shape)} dimensions, but got {x.dim()}; "

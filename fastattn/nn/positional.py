@@ -7,6 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from fastattn import ops
+from fastattn.ops import _checks
+
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+_MOST_KEPT = 1 << 20  # positions in a table that is kept; those far beyond are computed as they are asked for
 
 
 class _AddedEncoding(nn.Module):
@@ -34,8 +38,11 @@ class _AddedEncoding(nn.Module):
 
         Raises:
             ValueError: a wrong last dimension, or positions outside 0 … max_len - 1.
-            TypeError: positions that are not integers.
+            TypeError: x that is not floating, positions that are not integers.
         """
+        _checks.floating("x", x)
+        if x.device != self.weight.device:
+            raise ValueError(f"x is on {x.device} but the encoding is on {self.weight.device}; move one")
         if x.dim() not in (2, 3) or x.shape[-1] != self.d_model:
             raise ValueError(
                 f"x has shape {tuple(x.shape)}; expected 2 or 3 dimensions, the last d_model {self.d_model}"
@@ -43,6 +50,7 @@ class _AddedEncoding(nn.Module):
         sequence_first = x.dim() == 3 and not self.batch_first
         length = x.shape[0 if sequence_first else -2]
         if positions is None:
+            offset = _checks.integer("offset", offset)
             if offset < 0 or offset + length > self.max_len:
                 raise ValueError(
                     f"positions {offset} to {offset + length - 1} are asked for, but the encoding holds 0 to "
@@ -50,8 +58,12 @@ class _AddedEncoding(nn.Module):
                 )
             encoding = self.weight[offset : offset + length]
         else:
-            _check_positions(positions, (length,), tuple(x.shape[:-1]))
-            encoding = self.weight[positions]
+            _check_positions(positions, x, (length,), tuple(x.shape[:-1]))
+            if _checks.readable(positions) and positions.numel():
+                low, high = positions.min().item(), positions.max().item()
+                if low < 0 or high >= self.max_len:
+                    raise ValueError(f"positions holds {low} to {high}; the encoding holds 0 to {self.max_len - 1}")
+            encoding = self.weight[positions.long()]  # (torch takes uint8 for a mask, and no shorter type at all)
         if sequence_first and encoding.dim() == 2:
             encoding = encoding.unsqueeze(1)
         return self.dropout(x + encoding.to(x.dtype))
@@ -186,13 +198,15 @@ class RotaryEmbedding(nn.Module):
             TypeError: wrong or mixed dtypes.
             ValueError: shapes or devices that do not fit.
         """
+        _checks.floating("query", query)
         if query.dim() != 4 or query.shape[-1] != self.head_dim:
             raise ValueError(
                 f"query has shape {tuple(query.shape)}; expected (batch, heads, seq, {self.head_dim}), head_dim last"
             )
         length = query.shape[-2]
+        offset = _checks.length("offset", offset)
         if positions is not None:
-            _check_positions(positions, (length,), (query.shape[0], length))
+            _check_positions(positions, query, (length,), (query.shape[0], length))
             cos, sin = self.cos_sin(positions)
         elif torch.compiler.is_compiling():
             cos, sin = self.cos_sin(torch.arange(offset, offset + length, device=query.device))
@@ -202,9 +216,9 @@ class RotaryEmbedding(nn.Module):
 
     def _kept_cos_sin(self, offset: int, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """A stretch of a table that grows by doubling, so that decoding does not compute it token by token."""
-        if offset < 0:
-            raise ValueError(f"offset is {offset}; expected a position, zero or more")
         end = offset + length
+        if end > _MOST_KEPT:
+            return self.cos_sin(torch.arange(offset, end, device=device))
         if self._kept is None or self._kept[0] < end or self._kept[1].device != device:
             size = max(64, 1 << (end - 1).bit_length()) if end else 64
             self._kept = (size, *self.cos_sin(torch.arange(size, device=device)))
@@ -247,7 +261,8 @@ class ALiBi(nn.Module):
         The last query stands at the last key. For `MultiheadAttention` repeat it over the batch: `alibi(L, S).repeat(N,
         1, 1)`.
         """
-        key_len = query_len if key_len is None else key_len
+        query_len = _checks.length("query_len", query_len)
+        key_len = query_len if key_len is None else _checks.length("key_len", key_len)
         query = torch.arange(key_len - query_len, key_len, device=self.slopes.device)
         distance = query.unsqueeze(1) - torch.arange(key_len, device=self.slopes.device)
         return -self.slopes.float()[:, None, None] * distance.abs()
@@ -318,7 +333,9 @@ class RelativePositionBias(nn.Module):
             key_len: number of keys; None for query_len.
             offset: position of the first query, as when decoding behind a cache.
         """
-        key_len = query_len if key_len is None else key_len
+        query_len = _checks.length("query_len", query_len)
+        key_len = query_len if key_len is None else _checks.length("key_len", key_len)
+        offset = _checks.integer("offset", offset)
         device = self.relative_attention_bias.weight.device
         # One column a diagonal, then each (query, key) picks its diagonal: query_len + key_len look-ups, not their
         # product.
@@ -332,8 +349,11 @@ class RelativePositionBias(nn.Module):
         return f"num_heads={self.num_heads}, max_distance={self.max_distance}, bidirectional={self.bidirectional}"
 
 
-def _check_positions(positions: Tensor, *shapes: tuple[int, ...]) -> None:
-    if positions.is_floating_point() or positions.is_complex() or positions.dtype == torch.bool:
+def _check_positions(positions: Tensor, x: Tensor, *shapes: tuple[int, ...]) -> None:
+    _checks.tensor("positions", positions)
+    if positions.device != x.device:
+        raise ValueError(f"positions is on {positions.device} but the tokens are on {x.device}; move one")
+    if positions.dtype not in _INTEGERS:
         raise TypeError(f"positions has dtype {positions.dtype}; expected integers: convert it with positions.long()")
     if tuple(positions.shape) not in shapes:
         wanted = " or ".join(str(shape) for shape in dict.fromkeys(shapes))

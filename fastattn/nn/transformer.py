@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import _modules, masks
+from . import _checks, _modules, masks
 from .attention import MultiheadAttention
 from .feed_forward import feed_forward
 from .norm import LayerNorm, add_norm
@@ -40,6 +40,14 @@ def _adopt_children(module: nn.Module) -> None:
         counterpart = COUNTERPARTS.get(type(child))
         if counterpart is not None:
             child.__class__ = counterpart
+
+
+def _length(name: str, x: Tensor, batch_first: bool) -> int:
+    """The sequence length of (S, E), (S, N, E) or, batch first, (N, S, E)."""
+    _checks.tensor(name, x)
+    if x.dim() not in (2, 3):
+        raise AssertionError(f"{name} should be unbatched 2D or batched 3D tensor but received {x.dim()}-D tensor")
+    return x.shape[1 if x.dim() == 3 and batch_first else 0]
 
 
 class TransformerEncoderLayer(nn.TransformerEncoderLayer):
@@ -117,7 +125,7 @@ class TransformerEncoderLayer(nn.TransformerEncoderLayer):
         Raises:
             AssertionError, RuntimeError: as `MultiheadAttention.forward`.
         """
-        if src.is_nested:
+        if isinstance(src, Tensor) and src.is_nested:
             return self._forward_nested(src, src_mask, src_key_padding_mask)
 
         def attend(x: Tensor) -> Tensor:
@@ -320,12 +328,12 @@ class TransformerEncoder(nn.TransformerEncoder):
         """
         if not all(isinstance(layer, TransformerEncoderLayer) for layer in self.layers):
             return super().forward(src, mask, src_key_padding_mask, is_causal)
+        _checks.tensor("src", src)
         padding = self._padding_to_leave_out(src, mask, src_key_padding_mask)
         if padding is not None:
             output = self._forward_packed(src, ~padding)
         else:
-            length = src.shape[1 if src.dim() == 3 and self._batch_first() else 0]
-            is_causal = masks.detect_causal(mask, is_causal, length)
+            is_causal = masks.detect_causal(mask, is_causal, _length("src", src, self._batch_first()))
             output = src
             for layer in self.layers:
                 output = layer(output, mask, src_key_padding_mask, is_causal)
@@ -340,8 +348,13 @@ class TransformerEncoder(nn.TransformerEncoder):
         The conditions are those under which torch.nn computes on nested tensors, because they decide whether the output
         at the padding is zero.
         """
-        if padding is None or mask is not None or self.training or not self.use_nested_tensor or src.dim() != 3:
+        if padding is None or mask is not None or self.training or not self.use_nested_tensor:
             return None
+        _checks.tensor("src_key_padding_mask", padding)
+        if src.dim() != 3 or padding.is_meta or padding.device != src.device:
+            return None
+        if padding.dtype != torch.bool and not padding.is_floating_point():
+            return None  # an error, which the attention module raises
         if not torch.backends.mha.get_fastpath_enabled() or torch.compiler.is_compiling():
             return None
         if torch.is_autocast_enabled(src.device.type) or not self._batch_first() or padding.shape != src.shape[:2]:
@@ -403,8 +416,7 @@ class TransformerDecoder(nn.TransformerDecoder):
         tgt_mask.
         """
         batch_first = bool(self.layers) and self.layers[0].self_attn.batch_first
-        length = tgt.shape[1 if tgt.dim() == 3 and batch_first else 0]
-        tgt_is_causal = masks.detect_causal(tgt_mask, tgt_is_causal, length)
+        tgt_is_causal = masks.detect_causal(tgt_mask, tgt_is_causal, _length("tgt", tgt, batch_first))
         output = tgt
         for layer in self.layers:
             output = layer(
@@ -480,3 +492,9 @@ class Transformer(nn.Transformer):
             device,
             dtype,
         )
+
+    def forward(self, src: Tensor, tgt: Tensor, *masks: Any, **named: Any) -> Tensor:
+        """Arguments, results and errors as `torch.nn.Transformer.forward`'s. What is no tensor is a TypeError."""
+        for name, x in (("src", src), ("tgt", tgt)):
+            _length(name, x, self.batch_first)
+        return super().forward(src, tgt, *masks, **named)

@@ -5,42 +5,46 @@ TypeError for something that is not a tensor or has the wrong dtype, ValueError 
 
 import itertools
 import math
+import numbers
+import operator
+import sys
 
 import torch
 from torch import Tensor
 
 _FLOATING = frozenset((torch.float32, torch.bfloat16, torch.float16, torch.float64))
+_LARGEST = sys.float_info.max
+_FAR = 2**62  # a window beyond is no limit, and distances may be added to it in 64 bits
 
 
 def tensor(name: str, x: object) -> None:
+    """A dense tensor."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} is a {type(x).__name__}; expected a torch.Tensor")
+    if x.layout is not torch.strided or x.is_nested:
+        if x.is_nested:
+            raise TypeError(f"{name} is a nested tensor; expected a dense one: use {name}.to_padded_tensor(0.0)")
+        raise TypeError(f"{name} has layout {x.layout}; expected a dense tensor: use {name}.to_dense()")
 
 
 def floating(name: str, x: Tensor) -> None:
     """A dense tensor of a dtype that the ops compute in."""
-    if not isinstance(x, Tensor):
-        raise TypeError(f"{name} is a {type(x).__name__}; expected a torch.Tensor")
+    tensor(name, x)
     if x.dtype not in _FLOATING:
         raise TypeError(
             f"{name} has dtype {x.dtype}; expected float32, bfloat16, float16 or float64: convert it with {name}.to(...)"
         )
-    if x.layout is not torch.strided:
-        raise TypeError(f"{name} has layout {x.layout}; expected a dense tensor: use {name}.to_dense()")
 
 
 def like(name: str, x: Tensor, other_name: str, other: Tensor) -> None:
-    """The same dtype and device as another tensor."""
-    if not isinstance(x, Tensor):
-        raise TypeError(f"{name} is a {type(x).__name__}; expected a torch.Tensor")
+    """A dense tensor of the same dtype and device as another."""
+    tensor(name, x)
     if x.dtype != other.dtype:
         raise TypeError(
             f"{name} has dtype {x.dtype} but {other_name} has {other.dtype}; convert one, or run under torch.autocast"
         )
     if x.device != other.device:
         raise ValueError(f"{name} is on {x.device} but {other_name} is on {other.device}; move one with .to(device)")
-    if x.layout is not torch.strided:
-        raise TypeError(f"{name} has layout {x.layout}; expected a dense tensor: use {name}.to_dense()")
 
 
 def affine(name: str, x: Tensor | None, of: Tensor, dim: int) -> None:
@@ -61,7 +65,45 @@ def rank(name: str, x: Tensor, layout: str, ndim: int) -> None:
         raise ValueError(f"{name} has shape {tuple(x.shape)}; expected {ndim} dimensions, {layout}")
 
 
+def number(name: str, x: object) -> float:
+    """A finite number, as a float. (torch's are symbolic while it traces.)"""
+    if not isinstance(x, (float, numbers.Real, torch.SymFloat, torch.SymInt)):
+        raise TypeError(f"{name} is a {type(x).__name__}; expected a number")
+    try:
+        value = float(x)
+    except OverflowError:
+        value = math.inf
+    if not -_LARGEST <= value <= _LARGEST:
+        raise ValueError(f"{name} is {value}; expected a finite number")
+    return value
+
+
+def not_negative(name: str, x: float) -> float:
+    value = number(name, x)
+    if value < 0.0:
+        raise ValueError(f"{name} is {value}; expected zero or more")
+    return value
+
+
+def integer(name: str, x: object) -> int:
+    """An int, or what stands for one: numpy's, a tensor's."""
+    if isinstance(x, (int, torch.SymInt)):
+        return x  # type: ignore[return-value]
+    try:
+        return operator.index(x)  # type: ignore[arg-type]
+    except TypeError:
+        raise TypeError(f"{name} is a {type(x).__name__}; expected an int") from None
+
+
+def length(name: str, x: object) -> int:
+    value = integer(name, x)
+    if value < 0:
+        raise ValueError(f"{name} is {value}; expected zero or more")
+    return value
+
+
 def probability(name: str, p: float) -> None:
+    number(name, p)
     if not 0.0 <= p <= 1.0:
         raise ValueError(f"{name} is {p}; expected a probability between 0 and 1")
 
@@ -136,28 +178,36 @@ def window_sides(window: tuple[int | None, int | None] | None) -> tuple[int, int
         raise ValueError(
             f"window is {window!r}; expected (left, right): how many keys before and after, None for no limit"
         )
-    sides = tuple(-1 if side is None else side for side in window)
-    for side, given in zip(sides, window, strict=True):
-        if not isinstance(side, int) or (side < 0 and given is not None):
+    for side in window:
+        if side is not None and (not isinstance(side, numbers.Integral) or side < 0):
             raise ValueError(f"window is {window!r}; each side is a number of keys, zero or more, or None for no limit")
-    return sides[0], sides[1]
+    left, right = (-1 if side is None else int(min(side, _FAR)) for side in window)
+    return left, right
 
 
 def softmax_scale(scale: float | None, head_dim: int) -> float:
-    return 1.0 / math.sqrt(head_dim) if scale is None else float(scale)
+    if scale is None:
+        return 1.0 / math.sqrt(head_dim)
+    return number("scale", scale)
 
 
 def softcap_value(softcap: float | None) -> float:
     if softcap is None:
         return 0.0
-    if not softcap > 0.0:
+    cap = number("softcap", softcap)
+    if cap <= 0.0:
         raise ValueError(f"softcap is {softcap}; expected a positive number, or None for none")
-    return float(softcap)
+    return cap
 
 
 def readable(x: Tensor) -> bool:
-    """Whether checks may read values: a CPU tensor that is neither being traced nor fake (a GPU's would wait for it)."""
-    return x.device.type == "cpu" and type(x) is Tensor and not torch.compiler.is_compiling()
+    """Whether checks may read values: a CPU tensor, neither traced, fake nor batched by vmap (a GPU's would wait for it)."""
+    return (
+        x.device.type == "cpu"
+        and type(x) is Tensor
+        and not torch.compiler.is_compiling()
+        and not torch._C._functorch.is_functorch_wrapped_tensor(x)
+    )
 
 
 def cu_seqlens(name: str, x: Tensor, total_name: str, total: int, max_name: str, max_seqlen: int, like: Tensor) -> None:

@@ -58,21 +58,23 @@ def additive_attention(
             wanted = ("hidden", *expected[name][1:]) if hidden < 0 else expected[name]
             raise ValueError(f"{name} has shape {tuple(x.shape)}; expected {wanted}")
     if attn_mask is not None:
-        _check_mask(attn_mask, query, (*lead, query.shape[-2], key.shape[-2]))
+        check_mask("attn_mask", attn_mask, query, (*lead, query.shape[-2], key.shape[-2]))
     args = (query, key, value, w_query, w_key, v, attn_mask, _seed.draw(dropout_p, query.device), float(dropout_p))
     dispatch.choose("additive_attention", args)
     return _forward(*args)
 
 
-def _check_mask(mask: Tensor, query: Tensor, shape: tuple[int, ...]) -> None:
-    _checks.tensor("attn_mask", mask)
+def check_mask(name: str, mask: Tensor, query: Tensor, shape: tuple[int, ...]) -> None:
+    """A mask, boolean or floating, that broadcasts to this shape."""
+    _checks.tensor(name, mask)
     if mask.dtype != torch.bool and not mask.is_floating_point():
-        raise TypeError(f"attn_mask has dtype {mask.dtype}; expected bool (True takes part) or floating (added)")
+        raise TypeError(f"{name} has dtype {mask.dtype}; expected bool (True takes part) or floating (added)")
     if mask.device != query.device:
-        raise ValueError(f"attn_mask is on {mask.device} but query is on {query.device}; move one with .to(device)")
+        raise ValueError(f"{name} is on {mask.device} but query is on {query.device}; move one with .to(device)")
     padded = (1,) * (len(shape) - mask.ndim) + tuple(mask.shape)
     if len(padded) != len(shape) or any(m != 1 and m != n for m, n in zip(padded, shape, strict=True)):
-        raise ValueError(f"attn_mask has shape {tuple(mask.shape)}, which does not broadcast to (…, q, k) = {shape}")
+        what = "(…, q, k)" if name == "attn_mask" else "(…, k)"
+        raise ValueError(f"{name} has shape {tuple(mask.shape)}, which does not broadcast to {what} = {shape}")
 
 
 _forward = _library.define_composite(

@@ -60,6 +60,8 @@ def attention_varlen(
         query, key, value, attn_mask = _autocast.cast(query, key, value, attn_mask)
     _checks.attention_shapes(query, key, value, "(total_q, heads, head_dim)", "(total_k, kv_heads, head_dim)", 3)
     total_q, heads, head_dim = query.shape
+    max_seqlen_q = _checks.integer("max_seqlen_q", max_seqlen_q)
+    max_seqlen_k = _checks.integer("max_seqlen_k", max_seqlen_k)
     _checks.cu_seqlens("cu_seqlens_q", cu_seqlens_q, "query", total_q, "max_seqlen_q", max_seqlen_q, query)
     _checks.cu_seqlens("cu_seqlens_k", cu_seqlens_k, "key", key.shape[0], "max_seqlen_k", max_seqlen_k, query)
     batch = cu_seqlens_q.shape[0] - 1
@@ -69,6 +71,11 @@ def attention_varlen(
         )
     if attn_mask is not None:
         attn_mask = _checks.attention_mask(attn_mask, query, (batch, heads, max_seqlen_q, max_seqlen_k))
+    if _checks.readable(cu_seqlens_q) and (max_seqlen_q > total_q or max_seqlen_k > key.shape[0]):
+        # No sequence is longer than all of them; eager would make room for one.
+        max_seqlen_q, max_seqlen_k = min(max_seqlen_q, total_q), min(max_seqlen_k, key.shape[0])
+        if attn_mask is not None:
+            attn_mask = attn_mask[:, :, :max_seqlen_q, :max_seqlen_k]
     if alibi_slopes is not None:
         alibi_slopes = _checks.slopes(alibi_slopes, query, batch, heads)
     left, right = (-1, -1) if window is None else _checks.window_sides(window)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from .. import dispatch
-from . import _checks, _library
+from . import _autocast, _checks, _library
 from .attention import stored_by_query
 
 
@@ -29,6 +29,7 @@ def attention_with_kvcache(
     Args:
         query: (batch, heads, q, head_dim), the newest q positions of each sequence.
         k_cache, v_cache: (batch, kv_heads, capacity, dim), or paged (blocks, kv_heads, block_size, dim). Changed in place.
+            Under autocast the other tensors are converted to the cache's dtype.
         k, v: (batch, kv_heads, new, dim), written at positions cache_seqlens[b] … cache_seqlens[b] + new - 1. Both or none.
         cache_seqlens: (batch,), int32, how many keys each sequence has before this call. It is not changed: add `new`
             afterwards.
@@ -48,9 +49,12 @@ def attention_with_kvcache(
 
     Source: the interface follows flash_attn_with_kvcache (Dao et al.); paging Kwon et al., 2023.
     """
+    if _autocast.active(query) and isinstance(k_cache, Tensor) and k_cache.is_floating_point():
+        dtype = k_cache.dtype
+        query, k, v = (x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x for x in (query, k, v))
     _checks.floating("query", query)
     for name, x in (("k_cache", k_cache), ("v_cache", v_cache), ("k", k), ("v", v)):
-        if x is not None:
+        if x is not None or name.endswith("cache"):
             _checks.like(name, x, "query", query)
             _checks.rank(name, x, "(batch, kv_heads, seq, dim)", 4)
     _checks.rank("query", query, "(batch, heads, q, head_dim)", 4)
@@ -104,6 +108,8 @@ def _check_cache(query: Tensor, k_cache: Tensor, v_cache: Tensor, block_table: T
             f"k_cache has shape {tuple(k_cache.shape)} and v_cache {tuple(v_cache.shape)} for head_dim {head_dim}; all but "
             f"the last dimension must be equal, and k_cache's last must be head_dim"
         )
+    if head_dim == 0:
+        raise ValueError("query and k_cache have head_dim 0; expected at least 1")
     kv_heads = k_cache.shape[1]
     if kv_heads == 0 or heads % kv_heads != 0:
         raise ValueError(f"query has {heads} heads and k_cache {kv_heads}; query's must be a multiple of the cache's")

@@ -48,16 +48,20 @@ def info_nce(
                 f"negatives has shape {tuple(negatives.shape)}; expected (m, dim) with dim {query.shape[1]}"
             )
     if isinstance(temperature, Tensor):
+        _checks.tensor("temperature", temperature)
         if temperature.numel() != 1 or not temperature.is_floating_point():
             raise ValueError(
                 f"temperature has shape {tuple(temperature.shape)} and dtype {temperature.dtype}; expected one floating element"
             )
+        if temperature.device != query.device and temperature.device.type != "cpu":
+            raise ValueError(f"temperature is on {temperature.device} but query is on {query.device}; move one")
         divisor = temperature
     else:
+        _checks.number("temperature", temperature)
         if not temperature > 0.0:
             raise ValueError(f"temperature is {temperature}; expected a positive number")
         divisor = torch.tensor(float(temperature), dtype=torch.float64, device=query.device)
-    args = (query, positive, negatives, divisor, symmetric)
+    args = (query, positive, negatives, divisor, bool(symmetric))
     dispatch.choose("info_nce", args)
     return _forward(*args)
 

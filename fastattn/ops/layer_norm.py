@@ -41,7 +41,15 @@ def layer_norm(
     dim = x.shape[-1]
     _checks.affine("weight", weight, x, dim)
     _checks.affine("bias", bias, x, dim)
-    args = (x, weight, bias, residual, _seed.draw(dropout_p, x.device), float(eps), float(dropout_p))
+    args = (
+        x,
+        weight,
+        bias,
+        residual,
+        _seed.draw(dropout_p, x.device),
+        _checks.not_negative("eps", eps),
+        float(dropout_p),
+    )
     backend = dispatch.choose("layer_norm", args)
     if backend == "eager":
         out, total = _eager(*args)[:2]

@@ -58,7 +58,7 @@ def linear(
 
 def activation_name(activation: str | None) -> str:
     name = "none" if activation is None else activation
-    if name not in ACTIVATIONS:
+    if not isinstance(name, str) or name not in ACTIVATIONS:
         known = ", ".join(repr(known) for known in ACTIVATIONS if known != "none")
         raise ValueError(f"activation is {activation!r}; expected None or one of {known}")
     return name

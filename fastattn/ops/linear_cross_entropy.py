@@ -62,9 +62,15 @@ def linear_cross_entropy(
             raise ValueError(
                 f"class_weight has shape {tuple(class_weight.shape)}; expected (vocabulary,) = ({vocabulary},)"
             )
-    if reduction not in ("mean", "sum", "none"):
+        if class_weight.device != x.device:
+            raise ValueError(f"class_weight is on {class_weight.device} but x is on {x.device}; move one")
+    if not isinstance(reduction, str) or reduction not in ("mean", "sum", "none"):
         raise ValueError(f"reduction is {reduction!r}; expected 'mean', 'sum' or 'none'")
     _checks.probability("label_smoothing", label_smoothing)
+    z_loss = _checks.not_negative("z_loss", z_loss)
+    ignore_index = _checks.integer("ignore_index", ignore_index)
+    if not -(2**63) <= ignore_index < 2**63:
+        raise ValueError(f"ignore_index is {ignore_index}; expected an int64, as target holds them")
     if _checks.readable(target) and target.numel():
         wrong = (target != ignore_index) & ((target < 0) | (target >= vocabulary))
         if wrong.any():
@@ -72,7 +78,7 @@ def linear_cross_entropy(
                 f"target holds {target[wrong][0].item()}; expected classes 0 to {vocabulary - 1}, or ignore_index {ignore_index}"
             )
     cap = _checks.softcap_value(softcap)
-    args = (x, weight, target, bias, class_weight, ignore_index, float(label_smoothing), float(z_loss), cap, reduction)
+    args = (x, weight, target, bias, class_weight, ignore_index, float(label_smoothing), z_loss, cap, reduction)
     dispatch.choose("linear_cross_entropy", args)
     return _forward(*args)
 

@@ -39,7 +39,7 @@ def rms_norm(
     """
     x, residual = norm_inputs(x, residual)
     _checks.affine("weight", weight, x, x.shape[-1])
-    eps = torch.finfo(x.dtype).eps if eps is None else float(eps)
+    eps = torch.finfo(x.dtype).eps if eps is None else _checks.not_negative("eps", eps)
     args = (x, weight, residual, _seed.draw(dropout_p, x.device), eps, float(dropout_p))
     backend = dispatch.choose("rms_norm", args)
     if backend == "eager":

@@ -48,7 +48,7 @@ def rotary_embedding(
         )
     if cos.ndim == 3:
         cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
-    args = (q, k, cos, sin, interleaved)
+    args = (q, k, cos, sin, bool(interleaved))
     dispatch.choose("rotary_embedding", args)
     return _forward(*args)
 

@@ -43,7 +43,7 @@ def attend(
     """The formula. `allowed` (bool) and `distance` broadcast to (batch, heads, q, k); `keep` is dropout's mask."""
     accumulate = torch.float64 if query.dtype == torch.float64 else torch.float32
     group = query.shape[1] // max(key.shape[1], 1)
-    if group > 1:
+    if group != 1:
         key, value = key.repeat_interleave(group, dim=1), value.repeat_interleave(group, dim=1)
 
     score = (query @ key.mT).to(accumulate) * scale

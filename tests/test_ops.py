@@ -1,0 +1,532 @@
+"""The rules for all ops, whatever backends each has: registration, gradients, compilation, transforms, threads."""
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from samples import SAMPLES, Sample, direction, gradients, leaves, run, substitute, tensors
+from torch import Tensor
+from torch._inductor.compile_fx import compile_fx
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
+
+import fastattn
+from fastattn import dispatch
+from fastattn.backends import BACKENDS, OPS
+
+KERNELS = [backend for backend in BACKENDS if backend != "eager"]
+EVERY = [pytest.param(sample, id=str(sample)) for sample in SAMPLES]
+# A row a sample and backend that takes it: a backend that learns an op comes under the rules by itself.
+TAKEN = [pytest.param(sample, backend, id=f"{sample}-{backend}") for sample in SAMPLES for backend in sample.backends()]
+FUSED = [row for row in TAKEN if row.values[1] != "eager"]
+
+
+def composite(op: str) -> bool:
+    """Whether autograd looks through the registered op at its formula (`_library.define_composite`)."""
+    schema = getattr(torch.ops.fastattn, op).default._schema
+    return all(argument.name != "backend" for argument in schema.arguments)
+
+
+# Eager runs through the registration where autograd has nothing to look through it for.
+REGISTERED = [row for row in TAKEN if row in FUSED or row.values[0].inference or composite(row.values[0].op)]
+
+
+@pytest.fixture(autouse=True)
+def _same_random_numbers() -> None:
+    torch.manual_seed(0)
+
+
+def detached(tree: Any) -> Any:
+    """Copies without a graph, with the same strides."""
+    return tree_map(
+        lambda x: (
+            torch.empty_strided(x.shape, x.stride(), dtype=x.dtype).copy_(x.detach()) if isinstance(x, Tensor) else x
+        ),
+        tree,
+    )
+
+
+# ---- Registration ----------------------------------------------------------------------------------------------------
+
+
+class Recorder(TorchDispatchMode):
+    """Notes the calls of registered ops that pass torch's dispatcher, with copies of their arguments."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Any, tuple, dict]] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "fastattn":
+            self.calls.append((func, *detached((args, kwargs or {}))))
+        return func(*args, **(kwargs or {}))
+
+
+def registered_calls(sample: Sample, backend: str, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, tuple, dict]]:
+    """The registered ops that this call and its backward run, as `(op, args, kwargs)`.
+
+    A composite one is looked through at its formula: it is called with what dispatch was asked about.
+    """
+    asked: list[tuple] = []
+
+    def choose(op: str, args: tuple) -> str:
+        asked.append(detached(args))
+        return choice(op, args)
+
+    choice = dispatch.choose
+    monkeypatch.setattr(dispatch, "choose", choose)
+    with Recorder() as recorder:
+        run(sample, backend, sample.arguments())
+    if recorder.calls:
+        return recorder.calls
+    overload = getattr(torch.ops.fastattn, sample.op).default
+    (args,) = asked
+    return [(overload, args, {})]
+
+
+@pytest.mark.parametrize(("sample", "backend"), REGISTERED)
+def test_opcheck(sample: Sample, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = registered_calls(sample, backend, monkeypatch)
+    expected = 1 if backend == "eager" or sample.inference else 2  # forward and backward
+    assert len(calls) == expected
+    for overload, args, kwargs in calls:
+        torch.library.opcheck(overload, args, kwargs)
+
+
+@pytest.mark.parametrize(("sample", "backend"), TAKEN)
+def test_fake_tensors_look_like_the_real_results(sample: Sample, backend: str) -> None:
+    arguments = sample.arguments()
+    with torch._subclasses.FakeTensorMode() as mode:
+        fake = tree_map(lambda x: mode.from_tensor(x) if isinstance(x, Tensor) else x, arguments)
+        found = run(sample, backend, fake)
+    for results, expected in zip(found, run(sample, backend, arguments), strict=True):
+        assert [describe(x) for x in results] == [describe(x) for x in expected]
+
+
+def describe(x: Tensor) -> tuple:
+    # The stride of a dimension of one element says nothing.
+    strides = [stride for size, stride in zip(x.shape, x.stride(), strict=True) if size > 1]
+    return tuple(x.shape), strides, x.dtype, x.device
+
+
+@pytest.mark.parametrize("sample", EVERY)
+def test_meta_tensors_give_shapes_and_dtypes(sample: Sample) -> None:
+    found = run(sample, "eager", sample.arguments(device="meta"))
+    for results, expected in zip(found, run(sample, "eager", sample.arguments()), strict=True):
+        assert [(x.shape, x.dtype) for x in results] == [(x.shape, x.dtype) for x in expected]
+        assert all(x.is_meta for x in results)
+
+
+# ---- Gradients -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sample", [sample for sample in SAMPLES if not sample.inference], ids=str)
+def test_gradcheck(sample: Sample) -> None:
+    arguments = sample.arguments(torch.float64)
+    inputs = leaves(arguments)
+
+    def function(*values: Tensor) -> list[Tensor]:
+        torch.manual_seed(0)
+        args, kwargs = substitute(arguments, inputs, values)
+        outputs = tensors(sample.function(*args, **kwargs))
+        return [out.masked_fill(out == -torch.inf, 0.0) for out in outputs]
+
+    with fastattn.use_backend("eager"):
+        assert torch.autograd.gradcheck(function, inputs, fast_mode=True)
+
+
+@pytest.mark.parametrize(("sample", "backend"), [row for row in FUSED if not row.values[0].inference])
+def test_a_second_derivative_of_a_fused_backward_is_an_error_that_says_so(sample: Sample, backend: str) -> None:
+    args, kwargs = arguments = sample.arguments()
+    inputs = leaves(arguments)
+    with fastattn.use_backend(backend):
+        once = gradients(tensors(sample.function(*args, **kwargs)), inputs, create_graph=True)
+        with pytest.raises(
+            RuntimeError, match=rf"fastattn\.{sample.op} has no second derivative.*use_backend\('eager'\)"
+        ):
+            torch.autograd.grad([grad.square().sum() for grad in once], inputs)
+
+
+SIMPLEST = [next(sample for sample in SAMPLES if sample.op == op) for op in OPS]
+
+
+@pytest.mark.parametrize("sample", [sample for sample in SIMPLEST if not sample.inference], ids=str)
+def test_eager_has_second_derivatives(sample: Sample) -> None:
+    arguments = sample.arguments(torch.float64)
+    inputs = leaves(arguments)
+
+    def function(*values: Tensor) -> list[Tensor]:
+        args, kwargs = substitute(arguments, inputs, values)
+        return tensors(sample.function(*args, **kwargs))
+
+    with fastattn.use_backend("eager"):
+        assert torch.autograd.gradgradcheck(function, inputs, fast_mode=True)
+
+
+@pytest.mark.parametrize("sample", [sample for sample in SAMPLES if not sample.inference], ids=str)
+def test_forward_mode_differentiation_is_eagers(sample: Sample) -> None:
+    """Kernels have reverse mode alone; where forward mode is on, dispatch has to leave them out."""
+    arguments = sample.arguments()
+    inputs = [x.detach() for x in leaves(arguments)]
+    plain = substitute(arguments, leaves(arguments), inputs)
+
+    def function(*values: Tensor) -> list[Tensor]:
+        torch.manual_seed(0)
+        args, kwargs = substitute(plain, inputs, values)
+        return tensors(sample.function(*args, **kwargs))
+
+    tangents = [direction(x) for x in inputs]
+    with fastattn.use_backend("eager"):
+        _, expected = torch.func.jvp(function, tuple(inputs), tuple(tangents))
+    _, found = torch.func.jvp(function, tuple(inputs), tuple(tangents))
+    torch.testing.assert_close(found, expected, equal_nan=True)
+    with torch.autograd.forward_ad.dual_level():
+        args, kwargs = arguments
+        for backend, reason in fastattn.explain(sample.op, *args, **kwargs).reasons.items():
+            assert backend == "eager" or "forward-mode" in reason or "has no" in reason
+
+
+# ---- Compilation -----------------------------------------------------------------------------------------------------
+
+
+def every(samples: list[Sample], arguments: list[tuple[tuple, dict]]) -> list[Tensor]:
+    return [
+        out
+        for sample, (args, kwargs) in zip(samples, arguments, strict=True)
+        for out in tensors(sample.function(*args, **kwargs))
+    ]
+
+
+def compare_compiled(compiler: str, samples: list[Sample], backend: str, **options: Any) -> None:
+    """All samples as one graph, forward and backward, against the same without a compiler."""
+    torch.compiler.reset()
+    compiled = torch.compile(every, fullgraph=True, backend=compiler, **options)
+    results = []
+    for function in (every, compiled):
+        arguments = [sample.arguments() for sample in samples]
+        torch.manual_seed(0)
+        with fastattn.use_backend(backend):
+            outputs = function(samples, arguments)
+            results.append([*outputs, *gradients(outputs, leaves(arguments))])
+    for found, expected in zip(results[1], results[0], strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("op", "backend"), [(op, backend) for op in OPS for backend in BACKENDS if op in BACKENDS[backend]]
+)
+def test_compiled_without_graph_breaks(op: str, backend: str) -> None:
+    taken = [sample for sample in SAMPLES if sample.op == op and backend in sample.backends()]
+    compare_compiled("aot_eager", taken, backend)
+
+
+class Block(torch.nn.Module):
+    """A Transformer layer of ops: every op that a language model's layer has, in one graph."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        dim, hidden = 16, 24
+        shapes = {
+            "qkv": (3 * dim, dim),
+            "out": (dim, dim),
+            "w1": (hidden, dim),
+            "gate": (hidden, dim),
+            "w2": (dim, hidden),
+        }
+        self.weights = torch.nn.ParameterDict({name: torch.randn(shape) / 4 for name, shape in shapes.items()})
+        self.norm1, self.norm2 = (torch.nn.Parameter(torch.ones(dim)) for _ in range(2))
+
+    def forward(self, x: Tensor, dropout_p: float = 0.0) -> Tensor:
+        w = self.weights
+        seq = x.shape[1]
+        q, k, v = (
+            fastattn.linear(fastattn.layer_norm(x, self.norm1), w.qkv).unflatten(-1, (3, 2, 8)).permute(2, 0, 3, 1, 4)
+        )
+        angle = torch.arange(seq)[:, None] * torch.tensor([1.0, 0.1, 1.0, 0.1])
+        q, k = fastattn.rotary_embedding(q, k, angle.cos(), angle.sin())
+        attended = fastattn.attention(q, k, v, None, dropout_p, is_causal=True).transpose(1, 2).flatten(2)
+        normed, x = fastattn.rms_norm(fastattn.linear(attended, w.out), self.norm2, residual=x, dropout_p=dropout_p)
+        return x + fastattn.feed_forward(normed, w.w1, None, w.w2, None, "silu", w.gate, dropout_p)
+
+
+def training_step(block: Block, function: Callable, x: Tensor, **options: Any) -> list[Tensor]:
+    torch.manual_seed(0)
+    x = x.clone().requires_grad_()
+    out = function(x, **options)
+    return [out, *gradients([out], [x, *block.parameters()])]
+
+
+@torch._inductor.config.patch(fallback_random=True)  # eager's random numbers
+def test_inductor_with_dynamic_shapes() -> None:
+    """No new graph for sequences of other lengths, forward and backward, with dropout."""
+    torch.compiler.reset()
+    block, graphs, counts = Block(), [], []
+
+    def compiler(graph: torch.fx.GraphModule, inputs: list) -> Callable:
+        graphs.append(graph)
+        return compile_fx(graph, inputs)
+
+    compiled = torch.compile(block, fullgraph=True, dynamic=True, backend=compiler)
+    for shape in ((2, 5, 16), (3, 9, 16), (2, 40, 16)):
+        x = torch.randn(shape)
+        for found, expected in zip(
+            *(training_step(block, f, x, dropout_p=0.2) for f in (compiled, block)), strict=True
+        ):
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+        counts.append(len(graphs))
+    # The first length may take two: dynamo starts over once it knows that dropout_p is a constant.
+    assert counts[0] in (1, 2)
+    assert counts == counts[:1] * 3
+
+
+def test_export_with_dynamic_shapes() -> None:
+    block = Block()
+    batch, seq = torch.export.Dim("batch"), torch.export.Dim("seq")
+    exported = torch.export.export(block, (torch.randn(2, 5, 16),), dynamic_shapes={"x": {0: batch, 1: seq}})
+    for shape in ((2, 5, 16), (1, 7, 16), (4, 3, 16)):
+        x = torch.randn(shape)
+        torch.testing.assert_close(exported.module()(x), block(x))
+
+
+@pytest.mark.parametrize(("sample", "backend"), FUSED)
+def test_views_that_negate_their_memory(sample: Sample, backend: str) -> None:
+    """The imaginary part of a conjugate is one, and so may be the gradient that a complex function sends."""
+    with fastattn.use_backend(backend):
+        args, kwargs = sample.arguments(requires_grad=False)
+        expected = tensors(sample.function(*args, **kwargs))
+    for index, x in enumerate(tensors(sample.arguments(requires_grad=False))):
+        if not x.is_floating_point():
+            continue
+        arguments = sample.arguments(requires_grad=False)
+        x = tensors(arguments)[index]
+        view = torch.complex(torch.zeros_like(x), -x).conj().imag
+        assert view.is_neg()
+        args, kwargs = substitute(arguments, [x], [view])
+        torch.manual_seed(0)
+        with fastattn.use_backend(backend):
+            if sample.inference and index in (1, 2):
+                with pytest.raises(ValueError, match="_cache is changed in place, and is a negated view"):
+                    sample.function(*args, **kwargs)
+            else:
+                torch.testing.assert_close(tensors(sample.function(*args, **kwargs)), expected)
+    if not sample.inference:
+        outputs, expected = run(sample, backend, sample.arguments())
+        args, kwargs = arguments = sample.arguments()
+        torch.manual_seed(0)
+        with fastattn.use_backend(backend):
+            outputs = tensors(sample.function(*args, **kwargs))
+        sent = [torch.complex(torch.zeros_like(out), -direction(out)).conj().imag for out in outputs]
+        torch.testing.assert_close(torch.autograd.grad(outputs, leaves(arguments), sent), tuple(expected))
+
+
+# ---- Autocast, transforms --------------------------------------------------------------------------------------------
+
+KEEP_DTYPE = {"layer_norm", "rms_norm", "rotary_embedding"}
+LOSSES = {"linear_cross_entropy", "info_nce"}
+
+
+@pytest.mark.parametrize(("sample", "backend"), [row for row in TAKEN if not row.values[0].inference])
+def test_autocast(sample: Sample, backend: str) -> None:
+    arguments = sample.arguments()
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs, grads = run(sample, backend, arguments)
+    assert outputs[0].dtype == (torch.float32 if sample.op in KEEP_DTYPE | LOSSES else torch.bfloat16)
+    assert [grad.dtype for grad in grads] == [leaf.dtype for leaf in leaves(arguments)]
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")  # vmap runs kernels one by one
+@pytest.mark.parametrize(("sample", "backend"), [row for row in TAKEN if not row.values[0].inference])
+def test_functional_gradients(sample: Sample, backend: str) -> None:
+    """torch.func.grad, and its vmap over three different calls."""
+    arguments = sample.arguments()
+    inputs = leaves(arguments)
+    stacked = [torch.stack([x.detach() * factor for factor in (1.0, 0.5, 2.0)]) for x in inputs]
+
+    def projection(*values: Tensor) -> Tensor:
+        args, kwargs = substitute(detached_leaves, detached_inputs, values)
+        return sum(
+            (out * direction(out)).masked_fill(out == -torch.inf, 0.0).sum()
+            for out in tensors(sample.function(*args, **kwargs))
+        )
+
+    detached_inputs = [x.detach() for x in inputs]
+    detached_leaves = substitute(arguments, inputs, detached_inputs)
+    function = torch.func.grad(projection, argnums=tuple(range(len(inputs))))
+    with fastattn.use_backend(backend):
+        torch.manual_seed(0)
+        batched = torch.func.vmap(function, randomness="same")(*stacked)
+        for index in range(3):
+            one = [x[index].clone().requires_grad_() for x in stacked]
+            _, expected = run(sample, backend, substitute(arguments, inputs, one))
+            torch.manual_seed(0)
+            for found in (function(*(x[index] for x in stacked)), [x[index] for x in batched]):
+                torch.testing.assert_close(list(found), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_lengths_and_classes_may_be_batched() -> None:
+    """The checks that read values leave out what vmap hides."""
+    weight = torch.randn(5, 4)
+    x, target = torch.randn(3, 2, 4), torch.tensor([[0, 4], [1, 2], [3, 3]])
+    per_sample = torch.func.vmap(torch.func.grad(lambda x, t: fastattn.linear_cross_entropy(x, weight, t)))(x, target)
+    packed, ends = torch.randn(2, 5, 2, 4), torch.tensor([[0, 2, 5], [0, 3, 5]], dtype=torch.int32)
+    batched = torch.func.vmap(lambda x, ends: fastattn.attention_varlen(x, x, x, ends, ends, 3, 3))(packed, ends)
+    for i in range(3):
+        one = torch.func.grad(fastattn.linear_cross_entropy)(x[i], weight, target[i])
+        torch.testing.assert_close(per_sample[i], one)
+    for i in range(2):
+        one = fastattn.attention_varlen(packed[i], packed[i], packed[i], ends[i], ends[i], 3, 3)
+        torch.testing.assert_close(batched[i], one)
+
+
+# ---- explain and use_backend -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sample", EVERY)
+def test_explain_names_the_backend_that_runs(sample: Sample, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[str] = []
+    for backend in BACKENDS:
+        module = BACKENDS[backend].get(sample.op)
+        if module is not None and backend != "eager":
+            forward = module.forward
+            monkeypatch.setattr(module, "forward", lambda *a, b=backend, f=forward: (ran.append(b), f(*a))[1])
+    args, kwargs = sample.arguments()
+    state = torch.random.get_rng_state()
+    explanation = fastattn.explain(sample.op, *args, **kwargs)
+    assert torch.equal(torch.random.get_rng_state(), state), "explain drew random numbers"
+    assert ran == []
+    assert explanation.op == sample.op
+    assert list(explanation.reasons) == list(BACKENDS)
+    assert explanation.reasons[explanation.backend] is None
+    lines = str(explanation).splitlines()
+    assert lines[0] == f"{sample.op} runs on: {explanation.backend}"
+    assert [line.split()[0] for line in lines[1:]] == list(BACKENDS)
+
+    sample.function(*args, **kwargs)
+    assert ran == [explanation.backend][: explanation.backend != "eager"]
+    for backend, reason in explanation.reasons.items():
+        ran.clear()
+        args, kwargs = sample.arguments()
+        with fastattn.use_backend(backend):
+            if reason is None:
+                sample.function(*args, **kwargs)
+                assert ran == [backend][: backend != "eager"]
+                assert fastattn.explain(sample.op, *args, **kwargs).backend == backend
+            else:
+                with pytest.raises(RuntimeError, match=f"{sample.op} cannot run on the {backend} backend") as error:
+                    sample.function(*args, **kwargs)
+                assert reason in str(error.value)
+                assert ran == []
+
+
+@pytest.mark.parametrize("sample", SIMPLEST, ids=str)
+def test_float64_runs_on_eager_and_explain_says_why(sample: Sample) -> None:
+    args, kwargs = sample.arguments(torch.float64)
+    explanation = fastattn.explain(sample.op, *args, **kwargs)
+    assert explanation.backend == "eager"
+    for backend in KERNELS:
+        reason = explanation.reasons[backend]
+        assert "float64" in reason or reason == f"the {backend} backend has no {sample.op}"
+    assert tensors(sample.function(*args, **kwargs))[0].dtype == torch.float64
+
+
+def test_unknown_names_are_errors_that_list_the_known_ones() -> None:
+    with pytest.raises(ValueError, match="there is no op 'attentoin'; choose one of attention, "):
+        fastattn.explain("attentoin", torch.ones(1))
+    with (
+        pytest.raises(ValueError, match="there is no backend 'gpu'; choose one of 'cpu', 'eager'"),
+        fastattn.use_backend("gpu"),
+    ):
+        pass
+
+
+def test_explain_raises_the_calls_own_errors_and_leaves_nothing_behind() -> None:
+    with pytest.raises(ValueError, match="features"):
+        fastattn.explain("linear", torch.ones(2, 3), torch.ones(4, 5))
+    with pytest.raises(TypeError):
+        fastattn.explain("linear", torch.ones(2, 3), no_such_argument=1)
+    assert isinstance(fastattn.linear(torch.ones(2, 3), torch.ones(4, 3)), Tensor)
+
+
+# ---- Threads and processes -------------------------------------------------------------------------------------------
+
+
+def in_threads(function: Callable[[], Any], count: int = 4) -> list[Any]:
+    """What the function returns when as many Python threads call it at the same time."""
+    results: list[Any] = [None] * count
+    start = threading.Barrier(count)
+
+    def target(index: int) -> None:
+        start.wait()
+        try:
+            results[index] = function()
+        except BaseException as error:
+            results[index] = error
+
+    threads = [threading.Thread(target=target, args=(index,)) for index in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+    return results
+
+
+@pytest.mark.parametrize(("sample", "backend"), [row for row in FUSED if not row.values[0].random])
+def test_threads_get_the_same_bits(sample: Sample, backend: str) -> None:
+    def results() -> list[Tensor]:
+        args, kwargs = arguments = sample.arguments()
+        outputs = tensors(sample.function(*args, **kwargs))
+        return [*outputs, *gradients(outputs, leaves(arguments))]
+
+    with fastattn.use_backend(backend):
+        expected = results()
+        for rounds in in_threads(lambda: [results() for _ in range(5)]):
+            for found in rounds:
+                assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_explain_in_one_thread_leaves_calls_in_others_alone() -> None:
+    x = torch.ones(2, 3)
+
+    def both() -> None:
+        for _ in range(50):
+            assert fastattn.explain("rms_norm", x).reasons["eager"] is None
+            assert fastattn.rms_norm(x).shape == (2, 3)
+
+    in_threads(both)
+
+
+FORKED = """
+import os, sys, time, torch
+import torch.nn.functional as F
+import fastattn
+
+def everything():
+    return [F.layer_norm(x, (300,)), fastattn.layer_norm(x), fastattn.attention(q, q, q), fastattn.linear(x, w, None, "gelu")]
+
+x, w, q = torch.randn(4000, 300), torch.randn(300, 300), torch.randn(2, 4, 300, 64)
+torch.set_num_threads(2)
+expected = everything()
+child = os.fork()
+torch.set_num_threads(1 if child == 0 else 2)
+same = all(torch.allclose(a, b, 1e-4, 1e-4) for a, b in zip(everything(), expected, strict=True))
+if child == 0:
+    os._exit(0 if same else 3)
+assert same
+assert os.waitpid(child, 0)[1] == 0
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+def test_ops_work_in_a_forked_process() -> None:
+    """As in a data loader's workers, where torch sets one thread. With more, OpenMP hangs after a fork, in torch's own ops."""
+    done = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
