@@ -73,6 +73,16 @@ struct AttentionForward : AttentionScore {
 
 // ---- Linear and feed-forward ----------------------------------------------------------------------------------------
 
+enum class Activation : int32_t { kNone, kRelu, kGelu, kGeluTanh, kSilu };
+
+// pre = x . weight^T + bias;  out = activation(pre) + residual. Matrices of one dtype, of any strides: x (rows, in),
+// weight (out, in), the others (rows, out) with unit stride along out; bias is contiguous (out,).
+struct LinearForward {
+    Activation activation;
+    Tensor x, weight, bias, residual;  // the last two may be absent
+    Tensor out, pre;                   // pre may be absent
+};
+
 // clang-format off
 // X(function, arguments)
 #define FASTATTN_KERNELS(X)                                  \
@@ -84,7 +94,8 @@ struct AttentionForward : AttentionScore {
                                                              \
     /* attention, backward */                                \
                                                              \
-    /* linear and feed-forward */
+    /* linear and feed-forward */                            \
+    X(linear_forward, LinearForward)
 
 // clang-format on
 

@@ -73,3 +73,8 @@ def contiguous(tensor: Tensor | None) -> Tensor | None:
 def given(tensor: Tensor | None, like: Tensor) -> Tensor:
     """The tensor, or an empty one where there is none: torch.library ops return tensors."""
     return like.new_empty(0) if tensor is None else tensor
+
+
+def matrix(tensor: Tensor) -> Tensor:
+    """The same (…, features) tensor, or its (rows, features) matrix where the leading dimensions are no single one in memory."""
+    return tensor if tensor.ndim <= 2 or tensor.is_contiguous() else tensor.reshape(-1, tensor.shape[-1])

@@ -1,0 +1,67 @@
+// linear_forward, and what it shares with feed_forward.
+#include "bindings_linear.h"
+
+namespace fastattn {
+
+Activation read_activation(const std::string& name) {
+    if (name == "none") return Activation::kNone;
+    if (name == "relu") return Activation::kRelu;
+    if (name == "gelu") return Activation::kGelu;
+    if (name == "gelu_tanh") return Activation::kGeluTanh;
+    if (name == "silu") return Activation::kSilu;
+    value_error("activation must be none, relu, gelu, gelu_tanh or silu, got " + name);
+}
+
+Tensor matrix_like(const Tensor& tensor, const char* name, const Tensor& x, int64_t rows, int64_t columns) {
+    check_dtype(tensor, name, {x.dtype});
+    const Tensor matrix = as_matrix(tensor, name);
+    check_shape(matrix, name, {rows, columns});
+    return matrix;
+}
+
+Tensor row_matrix_like(const Tensor& tensor, const char* name, const Tensor& x, int64_t rows, int64_t columns) {
+    const Tensor matrix = matrix_like(tensor, name, x, rows, columns);
+    if (!matrix.unit_last_stride()) value_error(std::string(name) + " must lie along its last dimension in memory");
+    return matrix;
+}
+
+void check_bias(const Tensor& bias, const char* name, const Tensor& x, int64_t size) {
+    if (!bias.present()) return;
+    check_dtype(bias, name, {x.dtype});
+    check_shape(bias, name, {size});
+    check_contiguous(bias, name);
+}
+
+namespace {
+
+void linear_forward(Tensor x, Tensor weight, Tensor bias, Tensor residual, Tensor out, Tensor pre,
+                    const std::string& activation) {
+    LinearForward args{};
+    args.activation = read_activation(activation);
+    check_floating(x, "x");
+    args.x = as_matrix(x, "x");
+    const int64_t rows = args.x.size[0];
+    check_dtype(weight, "weight", {x.dtype});
+    check_shape(weight, "weight", {-1, args.x.size[1]});
+    const int64_t columns = weight.size[0];
+    args.weight = weight;
+    check_bias(bias, "bias", x, columns);
+    args.bias = bias;
+    if (residual.present()) args.residual = row_matrix_like(residual, "residual", x, rows, columns);
+    args.out = row_matrix_like(out, "out", x, rows, columns);
+    check_writable(args.out, "out");
+    if (pre.present()) {
+        args.pre = row_matrix_like(pre, "pre", x, rows, columns);
+        check_writable(args.pre, "pre");
+    }
+    run(&Kernels::linear_forward, args);
+}
+
+Binding binding([](py::module_& m) {
+    using py::arg;
+    m.def("linear_forward", &linear_forward, arg("x"), arg("weight"), arg("bias"), arg("residual"), arg("out"),
+          arg("pre"), arg("activation"));
+});
+
+}  // namespace
+}  // namespace fastattn

@@ -1,0 +1,17 @@
+// Checks that the bindings of linear and feed_forward share.
+#pragma once
+
+#include "bindings.h"
+
+namespace fastattn {
+
+Activation read_activation(const std::string& name);
+
+// The matrix (rows, columns) that `tensor` is, in x's dtype; the second asks for unit stride along the columns.
+Tensor matrix_like(const Tensor& tensor, const char* name, const Tensor& x, int64_t rows, int64_t columns);
+Tensor row_matrix_like(const Tensor& tensor, const char* name, const Tensor& x, int64_t rows, int64_t columns);
+
+// Contiguous (size,) in x's dtype, or absent.
+void check_bias(const Tensor& bias, const char* name, const Tensor& x, int64_t size);
+
+}  // namespace fastattn
