@@ -1,4 +1,4 @@
-// linear_forward, and what it shares with feed_forward.
+// linear_forward, linear_backward, and what they share with feed_forward.
 #include "bindings_linear.h"
 
 namespace fastattn {
@@ -32,6 +32,17 @@ void check_bias(const Tensor& bias, const char* name, const Tensor& x, int64_t s
     check_contiguous(bias, name);
 }
 
+Tensor weight_gradient(const Tensor& gradient, const char* name, const Tensor& x, int64_t rows, int64_t columns) {
+    if (!gradient.present()) return gradient;
+    check_dtype(gradient, name, {x.dtype});
+    check_shape(gradient, name, {rows, columns});
+    check_writable(gradient, name);
+    if (!gradient.unit_last_stride() && gradient.size[0] > 1 && gradient.stride[0] != 1) {
+        value_error(std::string(name) + " must lie along one of its dimensions in memory");
+    }
+    return gradient;
+}
+
 namespace {
 
 void linear_forward(Tensor x, Tensor weight, Tensor bias, Tensor residual, Tensor out, Tensor pre,
@@ -57,10 +68,35 @@ void linear_forward(Tensor x, Tensor weight, Tensor bias, Tensor residual, Tenso
     run(&Kernels::linear_forward, args);
 }
 
+void linear_backward(Tensor grad_out, Tensor x, Tensor weight, Tensor pre, Tensor grad_x, Tensor grad_weight,
+                     Tensor grad_bias, const std::string& activation) {
+    LinearBackward args{};
+    args.activation = read_activation(activation);
+    check_floating(x, "x");
+    args.x = as_matrix(x, "x");
+    const int64_t rows = args.x.size[0], depth = args.x.size[1];
+    check_dtype(weight, "weight", {x.dtype});
+    check_shape(weight, "weight", {-1, depth});
+    args.weight = weight;
+    const int64_t columns = weight.size[0];
+    args.grad_out = row_matrix_like(grad_out, "grad_out", x, rows, columns);
+    if (args.activation != Activation::kNone) args.pre = row_matrix_like(pre, "pre", x, rows, columns);
+    if (grad_x.present()) {
+        args.grad_x = row_matrix_like(grad_x, "grad_x", x, rows, depth);
+        check_writable(args.grad_x, "grad_x");
+    }
+    args.grad_weight = weight_gradient(grad_weight, "grad_weight", x, columns, depth);
+    check_bias(grad_bias, "grad_bias", x, columns);
+    args.grad_bias = grad_bias;
+    run(&Kernels::linear_backward, args);
+}
+
 Binding binding([](py::module_& m) {
     using py::arg;
     m.def("linear_forward", &linear_forward, arg("x"), arg("weight"), arg("bias"), arg("residual"), arg("out"),
           arg("pre"), arg("activation"));
+    m.def("linear_backward", &linear_backward, arg("grad_out"), arg("x"), arg("weight"), arg("pre"), arg("grad_x"),
+          arg("grad_weight"), arg("grad_bias"), arg("activation"));
 });
 
 }  // namespace

@@ -11,6 +11,9 @@ Activation read_activation(const std::string& name);
 Tensor matrix_like(const Tensor& tensor, const char* name, const Tensor& x, int64_t rows, int64_t columns);
 Tensor row_matrix_like(const Tensor& tensor, const char* name, const Tensor& x, int64_t rows, int64_t columns);
 
+// The gradient of a weight, to be written: (rows, columns) in x's dtype with unit stride along either dimension, or absent.
+Tensor weight_gradient(const Tensor& gradient, const char* name, const Tensor& x, int64_t rows, int64_t columns);
+
 // Contiguous (size,) in x's dtype, or absent.
 void check_bias(const Tensor& bias, const char* name, const Tensor& x, int64_t size);
 

@@ -29,6 +29,7 @@
 
 #include "integers.h"
 #include "parallel.h"
+#include "row.h"
 #include "tile.h"
 
 namespace fastattn::FASTATTN_ISA {
@@ -308,6 +309,25 @@ inline void gemm(int64_t rows, int64_t columns, int64_t depth, Matrix<TA> a, Mat
     } else {
         Product<TA, TB>(rows, columns, depth, a, b).run({finish_rows<Epilogue>, &epilogue, false});
     }
+}
+
+// out = [out +] A . B, rounded to T. `out` has unit stride along either dimension.
+template <class T>
+inline void product_into(int64_t rows, int64_t columns, int64_t depth, Matrix<T> a, Matrix<T> b, const Tensor& out,
+                         bool accumulate = false) {
+    if (!out.unit_last_stride()) {
+        Tensor turned = out;
+        turned.size[0] = out.size[1], turned.size[1] = out.size[0];
+        turned.stride[0] = out.stride[1], turned.stride[1] = out.stride[0];
+        return product_into<T>(columns, rows, depth, b.transposed(), a.transposed(), turned, accumulate);
+    }
+    gemm(rows, columns, depth, a, b, [&](int64_t row, int64_t column, int64_t count, const float* sums) {
+        T* to = out.as<T>() + row * out.stride[0] + column;
+        each_vector(0, count, [&](int64_t i, int, auto lanes) FASTATTN_BODY {
+            const Vec value = load(sums + i);
+            store(to + i, accumulate ? value + load(to + i, lanes) : value, lanes);
+        });
+    });
 }
 
 }  // namespace fastattn::FASTATTN_ISA

@@ -83,6 +83,15 @@ struct LinearForward {
     Tensor out, pre;                   // pre may be absent
 };
 
+// grad_pre = grad_out * activation'(pre);  grad_x = grad_pre . weight, grad_weight = grad_pre^T . x, grad_bias = the sum of
+// grad_pre's rows. Shapes as above; grad_out and grad_x have unit stride along their rows, grad_weight along either
+// dimension. A gradient that nobody asked for is absent.
+struct LinearBackward {
+    Activation activation;
+    Tensor grad_out, x, weight, pre;  // pre absent without activation
+    Tensor grad_x, grad_weight, grad_bias;
+};
+
 // clang-format off
 // X(function, arguments)
 #define FASTATTN_KERNELS(X)                                  \
@@ -95,7 +104,8 @@ struct LinearForward {
     /* attention, backward */                                \
                                                              \
     /* linear and feed-forward */                            \
-    X(linear_forward, LinearForward)
+    X(linear_forward, LinearForward)                         \
+    X(linear_backward, LinearBackward)
 
 // clang-format on
 

@@ -1,10 +1,10 @@
-"""Linear with its activation and residual: csrc/cpu/linear.cpp."""
+"""Linear with its activation and residual: csrc/cpu/linear_forward.cpp and linear_backward.cpp."""
 
 import torch
 from torch import Tensor
 
 from . import _native
-from ._native import contiguous
+from ._native import contiguous, given, gradient, matrix, rows
 
 
 def unsupported(
@@ -21,6 +21,35 @@ def forward(
     out = x.new_empty((*x.shape[:-1], weight.shape[0]))
     pre = torch.empty_like(out) if save_pre and activation != "none" else None
     _native.C.linear_forward(
-        _native.matrix(x), weight, contiguous(bias), contiguous(residual), out, pre, activation
+        matrix(x), weight, contiguous(bias), None if residual is None else rows(residual), out, pre, activation
     )
-    return out, x.new_empty(0) if pre is None else pre
+    return out, given(pre, x)
+
+
+def backward(
+    grad_out: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    pre: Tensor,
+    activation: str,
+    needs: list[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Arguments and results as in docs/architecture.md, "Normalised arguments"."""
+    grad_x = gradient(x, needs[0])
+    grad_weight = gradient(weight, needs[1])
+    grad_bias = gradient(bias, needs[2])
+    written = contiguous(grad_x)  # another tensor where x has its features apart: the kernel writes rows
+    _native.C.linear_backward(
+        rows(grad_out),
+        matrix(x),
+        weight,
+        None if activation == "none" else rows(pre),
+        written,
+        grad_weight,
+        grad_bias,
+        activation,
+    )
+    if grad_x is not None and written is not grad_x:
+        grad_x.copy_(written)
+    return given(grad_x, x), given(grad_weight, x), given(grad_bias, x)
