@@ -63,7 +63,7 @@ namespace gemm_detail {
 
 constexpr int64_t kBlockStrips = 8, kBlockRows = kBlockStrips * kTileRows;
 constexpr int64_t kBlockPanels = 8, kBlockColumns = kBlockPanels * kTileColumns;
-constexpr int64_t kDepthBlock = 512;                // steps
+constexpr int64_t kDepthBlock = 192;                // steps
 constexpr int64_t kDepthAtOnce = 4096;              // steps packed at a time
 constexpr int64_t kRowsAtOnce = 2016;               // if the depth is packed in parts; a multiple of every kTileRows
 constexpr int64_t kPackedAtOnce = int64_t{8} << 20;  // bytes

@@ -1,0 +1,45 @@
+"""Cases for the tests of linear and feed_forward, drawn by hypothesis."""
+
+import torch
+from hypothesis import strategies as st
+from norm_cases import DTYPES, LAYOUTS, strided
+from torch import Tensor
+
+ACTIVATIONS = (None, "relu", "gelu", "gelu_tanh", "silu")
+
+# Every remainder of tiles and vectors; rows that are multiplied without packing, and ones that are not.
+SMALL = st.integers(1, 70)
+# Large enough for the rule: where a result has few elements, eager's error may happen to be nothing. The last ones are cut
+# into several blocks along each dimension.
+SIZES = st.one_of(st.integers(20, 70), st.sampled_from((96, 130, 257, 400)))
+DEPTHS = st.one_of(st.integers(1, 70), st.sampled_from((200, 384, 515, 1030)))
+
+
+class Values:
+    """Draws tensors of one dtype: their layouts and whether they require a gradient from hypothesis, their values not."""
+
+    def __init__(self, draw: st.DrawFn, *, whole: bool = False) -> None:
+        self.draw, self.whole = draw, whole
+        self.generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+        self.dtype = draw(st.sampled_from(DTYPES))
+
+    def __call__(self, *shape: int, scale: float = 1.0) -> Tensor:
+        if self.whole:
+            values = torch.randint(-3, 4, shape, generator=self.generator)
+        else:
+            values = torch.randn(shape, generator=self.generator) * scale
+        tensor = strided(values.to(self.dtype), self.draw(LAYOUTS))
+        return tensor.requires_grad_(self.draw(st.integers(0, 3)) > 0)
+
+    def weight(self, rows: int, columns: int) -> Tensor:
+        return self(rows, columns, scale=max(columns, 1) ** -0.5)
+
+    def maybe(self, *shape: int) -> Tensor | None:
+        return self(*shape) if self.draw(st.booleans()) else None
+
+
+@st.composite
+def leading(draw: st.DrawFn, rows: st.SearchStrategy[int]) -> tuple[int, ...]:
+    """The dimensions before the features: none, one, or more, of `rows` rows at least."""
+    count = draw(rows)
+    return draw(st.sampled_from(((count,), (count,), (2, count), (count, 1, 2))))
