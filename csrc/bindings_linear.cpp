@@ -25,6 +25,16 @@ Tensor row_matrix_like(const Tensor& tensor, const char* name, const Tensor& x, 
     return matrix;
 }
 
+Tensor written_rows(const Tensor& tensor, const char* name, const Tensor& x, int64_t rows, int64_t columns) {
+    const Tensor matrix = row_matrix_like(tensor, name, x, rows, columns);
+    check_writable(matrix, name);
+    return matrix;
+}
+
+Tensor written_rows_or_absent(const Tensor& tensor, const char* name, const Tensor& x, int64_t rows, int64_t columns) {
+    return tensor.present() ? written_rows(tensor, name, x, rows, columns) : tensor;
+}
+
 void check_bias(const Tensor& bias, const char* name, const Tensor& x, int64_t size) {
     if (!bias.present()) return;
     check_dtype(bias, name, {x.dtype});
@@ -59,12 +69,8 @@ void linear_forward(Tensor x, Tensor weight, Tensor bias, Tensor residual, Tenso
     check_bias(bias, "bias", x, columns);
     args.bias = bias;
     if (residual.present()) args.residual = row_matrix_like(residual, "residual", x, rows, columns);
-    args.out = row_matrix_like(out, "out", x, rows, columns);
-    check_writable(args.out, "out");
-    if (pre.present()) {
-        args.pre = row_matrix_like(pre, "pre", x, rows, columns);
-        check_writable(args.pre, "pre");
-    }
+    args.out = written_rows(out, "out", x, rows, columns);
+    args.pre = written_rows_or_absent(pre, "pre", x, rows, columns);
     run(&Kernels::linear_forward, args);
 }
 
@@ -81,12 +87,10 @@ void linear_backward(Tensor grad_out, Tensor x, Tensor weight, Tensor pre, Tenso
     const int64_t columns = weight.size[0];
     args.grad_out = row_matrix_like(grad_out, "grad_out", x, rows, columns);
     if (args.activation != Activation::kNone) args.pre = row_matrix_like(pre, "pre", x, rows, columns);
-    if (grad_x.present()) {
-        args.grad_x = row_matrix_like(grad_x, "grad_x", x, rows, depth);
-        check_writable(args.grad_x, "grad_x");
-    }
+    args.grad_x = written_rows_or_absent(grad_x, "grad_x", x, rows, depth);
     args.grad_weight = weight_gradient(grad_weight, "grad_weight", x, columns, depth);
     check_bias(grad_bias, "grad_bias", x, columns);
+    check_writable(grad_bias, "grad_bias");
     args.grad_bias = grad_bias;
     run(&Kernels::linear_backward, args);
 }

@@ -11,6 +11,10 @@ Activation read_activation(const std::string& name);
 Tensor matrix_like(const Tensor& tensor, const char* name, const Tensor& x, int64_t rows, int64_t columns);
 Tensor row_matrix_like(const Tensor& tensor, const char* name, const Tensor& x, int64_t rows, int64_t columns);
 
+// The latter to be written to; None only where it says so.
+Tensor written_rows(const Tensor& tensor, const char* name, const Tensor& x, int64_t rows, int64_t columns);
+Tensor written_rows_or_absent(const Tensor& tensor, const char* name, const Tensor& x, int64_t rows, int64_t columns);
+
 // The gradient of a weight, to be written: (rows, columns) in x's dtype with unit stride along either dimension, or absent.
 Tensor weight_gradient(const Tensor& gradient, const char* name, const Tensor& x, int64_t rows, int64_t columns);
 

@@ -1,9 +1,14 @@
 """Cases for the tests of linear and feed_forward, drawn by hypothesis."""
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import torch
 from hypothesis import strategies as st
 from norm_cases import DTYPES, LAYOUTS, strided
 from torch import Tensor
+
+import fastattn
 
 ACTIVATIONS = (None, "relu", "gelu", "gelu_tanh", "silu")
 
@@ -11,8 +16,8 @@ ACTIVATIONS = (None, "relu", "gelu", "gelu_tanh", "silu")
 SMALL = st.integers(1, 70)
 # Large enough for the rule: where a result has few elements, eager's error may happen to be nothing. The last ones are cut
 # into several blocks along each dimension.
-SIZES = st.one_of(st.integers(20, 70), st.sampled_from((96, 130, 257, 400)))
-DEPTHS = st.one_of(st.integers(1, 70), st.sampled_from((200, 384, 515, 1030)))
+SIZES = st.one_of(st.integers(20, 70), st.sampled_from((97, 130, 270)))
+DEPTHS = st.one_of(st.integers(1, 70), st.sampled_from((200, 384, 515)))
 
 
 class Values:
@@ -43,3 +48,29 @@ def leading(draw: st.DrawFn, rows: st.SearchStrategy[int]) -> tuple[int, ...]:
     """The dimensions before the features: none, one, or more, of `rows` rows at least."""
     count = draw(rows)
     return draw(st.sampled_from(((count,), (count,), (2, count), (count, 1, 2))))
+
+
+def assert_rounded(got: Tensor, exact: Tensor) -> None:
+    assert torch.equal(got, exact.float().to(got.dtype))
+
+
+def check_specials(function: Callable, *arguments: Any) -> None:
+    """NaN and infinities of the output and of all gradients stand where the definition in float64 has them.
+
+    The numerics rule compares with eager in the same dtype; but torch's float32 GELU makes NaN of infinity, and no other does.
+    """
+    wide = [x.detach().double().requires_grad_(x.requires_grad) if isinstance(x, Tensor) else x for x in arguments]
+    with fastattn.use_backend("cpu"):
+        results = _output_and_gradients(function, arguments)
+    with fastattn.use_backend("eager"):
+        expected = _output_and_gradients(function, wide)
+    for got, want in zip(results, expected, strict=True):
+        for value in (float("inf"), float("-inf")):
+            assert torch.equal(got == value, want == value)
+        assert torch.equal(got.isnan(), want.isnan())
+
+
+def _output_and_gradients(function: Callable, arguments: Sequence[Any]) -> list[Tensor]:
+    out = function(*arguments)
+    leaves = [x for x in arguments if isinstance(x, Tensor) and x.requires_grad]
+    return [out, *torch.autograd.grad(out, leaves, torch.ones_like(out))]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from linear_cases import ACTIVATIONS, DEPTHS, SIZES, SMALL, Values, leading
+from linear_cases import ACTIVATIONS, DEPTHS, SIZES, SMALL, Values, assert_rounded, check_specials, leading
 from norm_cases import DTYPES, check_refused, with_specials
 from torch import Tensor
 
@@ -43,10 +43,6 @@ def test_whole_numbers_are_exact(isa: str, data: st.DataObject) -> None:
             assert_rounded(got, want)
 
 
-def assert_rounded(got: Tensor, exact: Tensor) -> None:
-    assert torch.equal(got, exact.float().to(got.dtype))
-
-
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("rows", "depth", "columns"), [(3000, 40, 50), (9000, 33, 20), (70, 8200, 40)])
 def test_long_sums(isa: str, dtype: torch.dtype, rows: int, depth: int, columns: int) -> None:
@@ -61,23 +57,30 @@ def test_long_sums(isa: str, dtype: torch.dtype, rows: int, depth: int, columns:
 @given(
     dtype=st.sampled_from(DTYPES), activation=st.sampled_from(ACTIVATIONS), seed=st.integers(0, 1000), rows=st.integers(8, 40)
 )
-def test_nan_and_infinity_propagate_as_in_eager(
+def test_nan_and_infinity_stand_where_the_definition_has_them(
     isa: str, dtype: torch.dtype, activation: str | None, seed: int, rows: int
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
-    x, weight, residual = (torch.randn(shape, generator=generator) for shape in ((rows, 33), (50, 33), (rows, 50)))
-    x = with_specials(x.to(dtype), generator).requires_grad_()
-    residual = with_specials(residual.to(dtype), generator)
-    verify.check(
-        fastattn.linear, x, weight.to(dtype).requires_grad_(), None, activation, residual, backend="cpu"
-    ).raise_if_failed()
+    x, weight, residual = (
+        torch.randn(shape, generator=generator).to(dtype) for shape in ((rows, 33), (50, 33), (rows, 50))
+    )
+    x, residual = with_specials(x, generator).requires_grad_(), with_specials(residual, generator)
+    check_specials(fastattn.linear, x, weight.requires_grad_(), None, activation, residual)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_activations_of_special_values(isa: str, activation: str | None, dtype: torch.dtype) -> None:
-    special = torch.tensor([float("nan"), float("inf"), float("-inf"), 0.0, -0.0, 60000.0, -60000.0, 1e-30, 100.0, -100.0])
-    x = torch.cat([special, torch.linspace(-20, 20, 4001)]).to(dtype).unsqueeze(1).requires_grad_()
+    values = [float("nan"), float("inf"), float("-inf"), 0.0, -0.0, 60000.0, -60000.0, 1e-30, 100.0, -100.0]
+    x = torch.tensor(values).to(dtype).unsqueeze(1).requires_grad_()
+    check_specials(fastattn.linear, x, torch.ones(1, 1, dtype=dtype), None, activation)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("limit", [1.0, 6.0, 20.0])
+def test_activations_obey_the_numerics_rule(isa: str, activation: str | None, dtype: torch.dtype, limit: float) -> None:
+    x = torch.linspace(-limit, limit, 4001).to(dtype).unsqueeze(1).requires_grad_()
     weight = torch.ones(1, 1, dtype=dtype)
     verify.check(fastattn.linear, x, weight, None, activation, backend="cpu").raise_if_failed()
 

@@ -50,6 +50,6 @@ def backward(
         grad_bias,
         activation,
     )
-    if grad_x is not None and written is not grad_x:
+    if grad_x is not None and written is not None and written is not grad_x:
         grad_x.copy_(written)
     return given(grad_x, x), given(grad_weight, x), given(grad_bias, x)
