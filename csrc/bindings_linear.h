@@ -15,7 +15,8 @@ Tensor row_matrix_like(const Tensor& tensor, const char* name, const Tensor& x, 
 Tensor written_rows(const Tensor& tensor, const char* name, const Tensor& x, int64_t rows, int64_t columns);
 Tensor written_rows_or_absent(const Tensor& tensor, const char* name, const Tensor& x, int64_t rows, int64_t columns);
 
-// The gradient of a weight, to be written: (rows, columns) in x's dtype with unit stride along either dimension, or absent.
+// The gradient of a weight, to be written: (rows, columns) in x's dtype with unit stride along either dimension, or
+// absent.
 Tensor weight_gradient(const Tensor& gradient, const char* name, const Tensor& x, int64_t rows, int64_t columns);
 
 // Contiguous (size,) in x's dtype, or absent.

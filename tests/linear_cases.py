@@ -23,10 +23,10 @@ DEPTHS = st.one_of(st.integers(1, 70), st.sampled_from((200, 384, 515)))
 class Values:
     """Draws tensors of one dtype: their layouts and whether they require a gradient from hypothesis, their values not."""
 
-    def __init__(self, draw: st.DrawFn, *, whole: bool = False) -> None:
+    def __init__(self, draw: st.DrawFn, *, whole: bool = False, dtypes: tuple = DTYPES) -> None:
         self.draw, self.whole = draw, whole
         self.generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
-        self.dtype = draw(st.sampled_from(DTYPES))
+        self.dtype = draw(st.sampled_from(dtypes))
 
     def __call__(self, *shape: int, scale: float = 1.0) -> Tensor:
         if self.whole:
@@ -50,8 +50,18 @@ def leading(draw: st.DrawFn, rows: st.SearchStrategy[int]) -> tuple[int, ...]:
     return draw(st.sampled_from(((count,), (count,), (2, count), (count, 1, 2))))
 
 
-def assert_rounded(got: Tensor, exact: Tensor) -> None:
-    assert torch.equal(got, exact.float().to(got.dtype))
+def check_exact(function: Callable, *arguments: Any, generator: torch.Generator) -> None:
+    """Output and gradients are those of eager in float64, rounded once: for arguments of whole numbers, whose sums are exact."""
+    wide = [_widened(x) for x in arguments]
+    with fastattn.use_backend("cpu"):
+        torch.manual_seed(0)
+        out = function(*arguments)
+    grad = torch.randint(-3, 4, out.shape, generator=generator).to(out.dtype)
+    with fastattn.use_backend("eager"):
+        torch.manual_seed(0)
+        expected = function(*wide)
+    for got, want in zip(_with_gradients(out, arguments, grad), _with_gradients(expected, wide, grad), strict=True):
+        assert torch.equal(got, want.float().to(got.dtype))
 
 
 def check_specials(function: Callable, *arguments: Any) -> None:
@@ -59,18 +69,46 @@ def check_specials(function: Callable, *arguments: Any) -> None:
 
     The numerics rule compares with eager in the same dtype; but torch's float32 GELU makes NaN of infinity, and no other does.
     """
-    wide = [x.detach().double().requires_grad_(x.requires_grad) if isinstance(x, Tensor) else x for x in arguments]
+    wide = [_widened(x) for x in arguments]
     with fastattn.use_backend("cpu"):
-        results = _output_and_gradients(function, arguments)
+        out = function(*arguments)
     with fastattn.use_backend("eager"):
-        expected = _output_and_gradients(function, wide)
-    for got, want in zip(results, expected, strict=True):
+        expected = function(*wide)
+    ones = torch.ones_like(out)
+    for got, want in zip(_with_gradients(out, arguments, ones), _with_gradients(expected, wide, ones), strict=True):
         for value in (float("inf"), float("-inf")):
             assert torch.equal(got == value, want == value)
         assert torch.equal(got.isnan(), want.isnan())
 
 
-def _output_and_gradients(function: Callable, arguments: Sequence[Any]) -> list[Tensor]:
-    out = function(*arguments)
+def _widened(x: Any) -> Any:
+    return x.detach().double().requires_grad_(x.requires_grad) if isinstance(x, Tensor) else x
+
+
+def _with_gradients(out: Tensor, arguments: Sequence[Any], grad: Tensor) -> list[Tensor]:
     leaves = [x for x in arguments if isinstance(x, Tensor) and x.requires_grad]
-    return [out, *torch.autograd.grad(out, leaves, torch.ones_like(out))]
+    return [out, *(torch.autograd.grad(out, leaves, grad.to(out.dtype)) if leaves else ())]
+
+
+# Wrong for a binding that expects float32 (4, 6) rows, or a (6,) vector.
+MATRICES = (
+    torch.randn(4, 5),
+    torch.randn(3, 7),
+    torch.randn(4, 6, 2)[..., 0],
+    torch.randn(4, 6).double(),
+    torch.randn(4, 6).half(),
+    torch.ones(4, 6, dtype=torch.int32),
+    torch.empty(4, 6, device="meta"),
+    torch.tensor(1.0),
+    torch.randn(2, 3, 4, 6).transpose(0, 2),
+    "text",
+    3,
+)
+VECTORS = (
+    torch.randn(5),
+    torch.randn(12)[::2],
+    torch.randn(1, 6),
+    torch.ones(6).half(),
+    torch.ones(6).expand(6, 6),
+    1.0,
+)

@@ -4,7 +4,18 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from linear_cases import ACTIVATIONS, DEPTHS, SIZES, SMALL, Values, assert_rounded, check_specials, leading
+from linear_cases import (
+    ACTIVATIONS,
+    DEPTHS,
+    MATRICES,
+    SIZES,
+    SMALL,
+    VECTORS,
+    Values,
+    check_exact,
+    check_specials,
+    leading,
+)
 from norm_cases import DTYPES, check_refused, with_specials
 from torch import Tensor
 
@@ -18,7 +29,12 @@ def test_outputs_and_gradients_obey_the_numerics_rule(isa: str, data: st.DataObj
     draw = data.draw
     rows, depth, columns = draw(leading(SIZES)), draw(DEPTHS), draw(SIZES)
     values = Values(draw)
-    arguments = (values(*rows, depth), values.weight(columns, depth), values.maybe(columns), draw(st.sampled_from(ACTIVATIONS)))
+    arguments = (
+        values(*rows, depth),
+        values.weight(columns, depth),
+        values.maybe(columns),
+        draw(st.sampled_from(ACTIVATIONS)),
+    )
     residual = values.maybe(*rows, columns)
     verify.check(fastattn.linear, *arguments, residual=residual, backend="cpu").raise_if_failed()
 
@@ -30,17 +46,7 @@ def test_whole_numbers_are_exact(isa: str, data: st.DataObject) -> None:
     values = Values(draw, whole=True)
     inputs = (values(*rows, depth), values(columns, depth), values.maybe(columns), values.maybe(*rows, columns))
     activation = draw(st.sampled_from((None, "relu")))
-    wide = [None if x is None else x.detach().double().requires_grad_(x.requires_grad) for x in inputs]
-    with fastattn.use_backend("cpu"):
-        out = fastattn.linear(*inputs[:3], activation, inputs[3])
-    expected = fastattn.linear(*wide[:3], activation, wide[3])
-    assert_rounded(out, expected)
-    if out.requires_grad:
-        grad = torch.randint(-3, 4, out.shape, generator=values.generator).to(out.dtype)
-        grads = torch.autograd.grad(out, [x for x in inputs if x is not None and x.requires_grad], grad)
-        wide_leaves = [x for x in wide if x is not None and x.requires_grad]
-        for got, want in zip(grads, torch.autograd.grad(expected, wide_leaves, grad.double()), strict=True):
-            assert_rounded(got, want)
+    check_exact(fastattn.linear, *inputs[:3], activation, inputs[3], generator=values.generator)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -55,7 +61,10 @@ def test_long_sums(isa: str, dtype: torch.dtype, rows: int, depth: int, columns:
 
 
 @given(
-    dtype=st.sampled_from(DTYPES), activation=st.sampled_from(ACTIVATIONS), seed=st.integers(0, 1000), rows=st.integers(8, 40)
+    dtype=st.sampled_from(DTYPES),
+    activation=st.sampled_from(ACTIVATIONS),
+    seed=st.integers(0, 1000),
+    rows=st.integers(8, 40),
 )
 def test_nan_and_infinity_stand_where_the_definition_has_them(
     isa: str, dtype: torch.dtype, activation: str | None, seed: int, rows: int
@@ -86,7 +95,9 @@ def test_activations_obey_the_numerics_rule(isa: str, activation: str | None, dt
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("rows", "depth", "columns"), [(300, 257, 530), (3, 700, 1100), (40, 600, 300), (9000, 20, 70)])
+@pytest.mark.parametrize(
+    ("rows", "depth", "columns"), [(300, 257, 530), (3, 700, 1100), (40, 600, 300), (9000, 20, 70)]
+)
 def test_bits_do_not_depend_on_threads(isa, same_bits_at_any_thread_count, dtype, rows, depth, columns) -> None:
     torch.manual_seed(0)
     x, weight, bias = (torch.randn(s).to(dtype).requires_grad_() for s in ((rows, depth), (columns, depth), (columns,)))
@@ -127,22 +138,6 @@ def test_gradients_have_the_layout_of_their_inputs(isa: str) -> None:
 )
 def test_unsupported_says_why(x: Tensor, weight: Tensor, why: str) -> None:
     assert why in linear.unsupported(x, weight, None, None, "none", False)
-
-
-MATRICES = (
-    torch.randn(4, 5),
-    torch.randn(3, 7),
-    torch.randn(4, 6, 2)[..., 0],
-    torch.randn(4, 6).double(),
-    torch.randn(4, 6).half(),
-    torch.ones(4, 6, dtype=torch.int32),
-    torch.empty(4, 6, device="meta"),
-    torch.tensor(1.0),
-    torch.randn(2, 3, 4, 6).transpose(0, 2),
-    "text",
-    3,
-)
-VECTORS = (torch.randn(5), torch.randn(12)[::2], torch.randn(1, 6), torch.ones(6).half(), torch.ones(6).expand(6, 6), 1.0)
 
 
 def test_no_argument_reaches_the_forward_unchecked() -> None:

@@ -2,8 +2,9 @@
 //
 //     rows of a part ──► block sums (columns) ──► part sums (columns) ──► gradient
 //
-// The rows are cut into parts by the shape alone (never by the number of threads), each part adds its rows to sums of its
-// own, in blocks of about the square root of their number for accuracy, and the parts are added in order at the end.
+// The rows are cut into parts by the shape alone (never by the number of threads), each part adds its rows to sums of
+// its own, in blocks of about the square root of their number for accuracy, and the parts are added in order at the
+// end.
 #pragma once
 
 #include <type_traits>
@@ -44,7 +45,8 @@ class ColumnSums {
         });
     }
 
-    // Then the sums from `first` on, as the elements of a contiguous vector; an absent one is left out. Once for each sum.
+    // Then the sums from `first` on, as the elements of a contiguous vector; an absent one is left out. Once for each
+    // sum.
     void write(const Tensor& gradient, int64_t first = 0) const {
         if (!gradient.present()) return;
         constexpr int64_t kColumns = 512;

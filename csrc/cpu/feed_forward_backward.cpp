@@ -5,12 +5,12 @@
 //                                                  gated also: grad_pre_gate = g * pre * activation'(pre_gate)
 //     grad_x      = grad_pre . w1 + grad_pre_gate . w_gate
 //     grad_w1     = grad_pre^T . x,   grad_w_gate = grad_pre_gate^T . x,   grad_b1 = the sum of grad_pre's rows
-//     grad_w2     = grad_out^T . hidden,           hidden = dropout(activation(pre)), gated dropout(activation(pre_gate) * pre)
-//     grad_b2     = the sum of grad_out's rows
+//     grad_w2     = grad_out^T . hidden,           hidden = dropout(activation(pre)), gated
+//     dropout(activation(pre_gate) * pre) grad_b2     = the sum of grad_out's rows
 //
-// Tile: blocks of the products (gemm.h). The epilogue of the first computes hidden again, from pre and the same mask, beside
-// grad_pre and grad_pre_gate, since activation and derivative share their terms; these wait, in x's dtype, for the products
-// over the tokens that read them.
+// Tile: blocks of the products (gemm.h). The epilogue of the first computes hidden again, from pre and the same mask,
+// beside grad_pre and grad_pre_gate, since activation and derivative share their terms; these wait, in x's dtype, for
+// the products over the tokens that read them.
 //
 // Work: twice the forward's products. Must move grad_out, x, pre, pre_gate and grad_x once, and hidden, grad_pre and
 // grad_pre_gate two or three times each.
@@ -54,7 +54,8 @@ void backward(const FeedForwardBackward& args) {
         const T* pre = args.pre.as<T>() + row * args.pre.stride[0] + column;
         const T* pre_gate = gated ? args.pre_gate.as<T>() + row * args.pre_gate.stride[0] + column : nullptr;
         const int64_t start = row * width + column;
-        T *to_hidden = hidden_space.get() + start, *to_pre = pre_space.get() + start, *to_gate = gate_space.get() + start;
+        T *to_hidden = hidden_space.get() + start, *to_pre = pre_space.get() + start,
+          *to_gate = gate_space.get() + start;
         const RowKey key = dropout.row(static_cast<uint64_t>(row));
         each_vector(0, columns, [&](int64_t i, int, auto lanes) FASTATTN_BODY {
             Vec grad = load(sums + i);

@@ -4,12 +4,13 @@
 //     hidden = dropout(activation(pre))                         dropout(activation(pre_gate) * pre)
 //     out    = hidden . w2^T + b2
 //
-// Tile: kChunkRows rows at a time, so that their hidden values, in x's dtype, are read by the second product from the cache
-// that the first one wrote them to; within a chunk, blocks of each product (gemm.h). The epilogue of the first product does
-// all that lies between the two. Gated, the activated gate stands in hidden's place until its own product is done.
+// Tile: kChunkRows rows at a time, so that their hidden values, in x's dtype, are read by the second product from the
+// cache that the first one wrote them to; within a chunk, blocks of each product (gemm.h). The epilogue of the first
+// product does all that lies between the two. Gated, the activated gate stands in hidden's place until its own product
+// is done.
 //
-// Work: 2 rows hidden (in + out) flops, 2 rows hidden in more if gated, 20 to 60 for an activation and 12 for dropout's hash a
-// hidden value. Must move x and out, and pre and pre_gate if the backward needs them, once.
+// Work: 2 rows hidden (in + out) flops, 2 rows hidden in more if gated, 20 to 60 for an activation and 12 for dropout's
+// hash a hidden value. Must move x and out, and pre and pre_gate if the backward needs them, once.
 #include "activation.h"
 #include "dropout.h"
 #include "gemm.h"

@@ -4,7 +4,8 @@
 //
 //                  packed panels of B         A task is a block of C: up to kBlockRows rows and kBlockColumns columns.
 //                 +-----+-----+-----+         B is packed first, by all threads, into panels of kTileColumns columns,
-//        depth    |  |  |  |  |  |  |         float32 or bfloat16 pairs. The block of B that a task multiplies by (depth
+//        depth    |  |  |  |  |  |  |         float32 or bfloat16 pairs. The block of B that a task multiplies by
+//        (depth
 //         block   +-----+-----+-----+         block x block columns, 512 KiB) stays in the second-level cache for the
 //                                             next tasks, which go down the rows. A strip of A (kTileRows x depth
 //     strip       +-----+-----+-----+         block, 24 KiB) stays in the first-level cache while the panels pass. It
@@ -52,8 +53,7 @@ inline Matrix<T> matrix_of(const Tensor& tensor) {
 // What elements are multiplied as: bfloat16 pairs if both are bfloat16 and the machine has them, else float32.
 template <class TA, class TB>
 struct Multiplied {
-    static constexpr bool kPairs =
-        kBFloat16Pairs && std::is_same_v<TA, BFloat16> && std::is_same_v<TB, BFloat16>;
+    static constexpr bool kPairs = kBFloat16Pairs && std::is_same_v<TA, BFloat16> && std::is_same_v<TB, BFloat16>;
     static constexpr int64_t kSteps = kPairs ? 2 : 1;  // elements a step of depth
     typedef std::conditional_t<kPairs, BFloat16, float> Element;
     typedef std::conditional_t<kPairs, BFloat16Pair, float> Step;
@@ -63,12 +63,12 @@ namespace gemm_detail {
 
 constexpr int64_t kBlockStrips = 8, kBlockRows = kBlockStrips * kTileRows;
 constexpr int64_t kBlockPanels = 8, kBlockColumns = kBlockPanels * kTileColumns;
-constexpr int64_t kDepthBlock = 192;                // steps
-constexpr int64_t kDepthAtOnce = 4096;              // steps packed at a time
-constexpr int64_t kRowsAtOnce = 2016;               // if the depth is packed in parts; a multiple of every kTileRows
+constexpr int64_t kDepthBlock = 192;                 // steps
+constexpr int64_t kDepthAtOnce = 4096;               // steps packed at a time
+constexpr int64_t kRowsAtOnce = 2016;                // if the depth is packed in parts; a multiple of every kTileRows
 constexpr int64_t kPackedAtOnce = int64_t{8} << 20;  // bytes
-constexpr int64_t kTasks = 32;                      // blocks are made smaller to have so many
-constexpr int64_t kSerialWork = int64_t{1} << 19;   // multiplications that are not worth waking threads for
+constexpr int64_t kTasks = 32;                       // blocks are made smaller to have so many
+constexpr int64_t kSerialWork = int64_t{1} << 19;    // multiplications that are not worth waking threads for
 
 template <class Body>
 inline void for_tasks(bool parallel, int64_t tasks, const Body& body) {

@@ -83,9 +83,9 @@ struct LinearForward {
     Tensor out, pre;                   // pre may be absent
 };
 
-// grad_pre = grad_out * activation'(pre);  grad_x = grad_pre . weight, grad_weight = grad_pre^T . x, grad_bias = the sum of
-// grad_pre's rows. Shapes as above; grad_out and grad_x have unit stride along their rows, grad_weight along either
-// dimension. A gradient that nobody asked for is absent.
+// grad_pre = grad_out * activation'(pre);  grad_x = grad_pre . weight, grad_weight = grad_pre^T . x, grad_bias = the
+// sum of grad_pre's rows. Shapes as above; grad_out and grad_x have unit stride along their rows, grad_weight along
+// either dimension. A gradient that nobody asked for is absent.
 struct LinearBackward {
     Activation activation;
     Tensor grad_out, x, weight, pre;  // pre absent without activation
@@ -93,8 +93,8 @@ struct LinearBackward {
 };
 
 // hidden = dropout(activation(pre)), or gated dropout(activation(pre_gate) * pre), with pre = x . w1^T + b1 and
-// pre_gate = x . w_gate^T;  out = hidden . w2^T + b2. x (rows, in), w1 and w_gate (hidden, in), w2 (out, hidden), any strides;
-// pre, pre_gate (rows, hidden) and out (rows, out) with unit stride along their rows; b1 and b2 contiguous.
+// pre_gate = x . w_gate^T;  out = hidden . w2^T + b2. x (rows, in), w1 and w_gate (hidden, in), w2 (out, hidden), any
+// strides; pre, pre_gate (rows, hidden) and out (rows, out) with unit stride along their rows; b1 and b2 contiguous.
 struct FeedForwardForward {
     Activation activation;
     Tensor x, w1, b1, w2, b2, w_gate;  // b1, b2 and w_gate may be absent
@@ -103,8 +103,8 @@ struct FeedForwardForward {
     uint64_t seed;
 };
 
-// Shapes as above; grad_x with unit stride along its rows, gradients of weights along either dimension. A gradient that nobody
-// asked for is absent.
+// Shapes as above; grad_x with unit stride along its rows, gradients of weights along either dimension. A gradient that
+// nobody asked for is absent.
 struct FeedForwardBackward {
     Activation activation;
     Tensor grad_out, x, w1, w2, w_gate, pre, pre_gate;  // w_gate and pre_gate may be absent

@@ -5,8 +5,8 @@
 //     grad_weight = grad_pre^T . x
 //     grad_bias   = the sum of grad_pre's rows
 //
-// Tile: one pass over the rows makes grad_pre, in the inputs' dtype, and adds up the bias's gradient (column_sums.h); then
-// two products by blocks (gemm.h), which read grad_pre as it lies and transposed.
+// Tile: one pass over the rows makes grad_pre, in the inputs' dtype, and adds up the bias's gradient (column_sums.h);
+// then two products by blocks (gemm.h), which read grad_pre as it lies and transposed.
 //
 // Work: 4 rows in out flops. Must move grad_out, pre, x and grad_x once, and grad_pre three times.
 #include "activation.h"

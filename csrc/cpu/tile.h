@@ -226,7 +226,8 @@ inline void pack_pairs(const BFloat16* from, int64_t step, int64_t stride, int64
         int64_t j = 0;
         if (stride == 1 && s + 1 < depth && (kWidth >= kLanes || s + 2 < depth)) {  // not beyond the last step
             for (; j < kWidth; j += kLanes) {
-                const Vec first = detail::load_first(low + j, count - j), second = detail::load_first(high + j, count - j);
+                const Vec first = detail::load_first(low + j, count - j),
+                          second = detail::load_first(high + j, count - j);
                 store(reinterpret_cast<float*>(to + j), Vec((Bits(first) >> 16) | Bits(second)));
             }
         }
