@@ -26,38 +26,12 @@
 
 #include <string.h>
 
-#include <type_traits>
-
-#include "integers.h"
-#include "parallel.h"
-#include "row.h"
-#include "tile.h"
+#include "few_rows.h"
+#include "matrix.h"
 
 namespace fastattn::FASTATTN_ISA {
 
-// Element (i, j) at data[i * row + j * column].
-template <class T>
-struct Matrix {
-    const T* data;
-    int64_t row, column;
-
-    Matrix from(int64_t i, int64_t j) const { return {data + i * row + j * column, row, column}; }
-    Matrix transposed() const { return {data, column, row}; }
-};
-
-template <class T>
-inline Matrix<T> matrix_of(const Tensor& tensor) {
-    return {tensor.as<T>(), tensor.stride[0], tensor.stride[1]};
-}
-
-// What elements are multiplied as: bfloat16 pairs if both are bfloat16 and the machine has them, else float32.
-template <class TA, class TB>
-struct Multiplied {
-    static constexpr bool kPairs = kBFloat16Pairs && std::is_same_v<TA, BFloat16> && std::is_same_v<TB, BFloat16>;
-    static constexpr int64_t kSteps = kPairs ? 2 : 1;  // elements a step of depth
-    typedef std::conditional_t<kPairs, BFloat16, float> Element;
-    typedef std::conditional_t<kPairs, BFloat16Pair, float> Step;
-};
+constexpr int64_t kSwapRows = 64;
 
 namespace gemm_detail {
 
@@ -68,33 +42,16 @@ constexpr int64_t kDepthAtOnce = 4096;               // steps packed at a time
 constexpr int64_t kRowsAtOnce = 2016;                // if the depth is packed in parts; a multiple of every kTileRows
 constexpr int64_t kPackedAtOnce = int64_t{8} << 20;  // bytes
 constexpr int64_t kTasks = 32;                       // blocks are made smaller to have so many
-constexpr int64_t kSerialWork = int64_t{1} << 19;    // multiplications that are not worth waking threads for
 
-template <class Body>
-inline void for_tasks(bool parallel, int64_t tasks, const Body& body) {
-    if (parallel) return parallel_for(tasks, body);
-    for (int64_t task = 0; task < tasks; ++task) body(task, 0);
-}
-
-// What is done with a finished part of C: rows row … row + rows - 1, likewise columns; sums in float32, `stride` apart,
-// which may be read up to whole vectors of columns. A pointer and not a template argument, so that the product is
-// compiled once for all epilogues.
-struct Finish {
-    void (*function)(const void* epilogue, int64_t row, int64_t rows, int64_t column, int64_t columns,
-                     const float* sums, int64_t stride);
-    const void* epilogue;
-    bool whole_blocks;  // called for whole blocks, not for strips of them
-};
-
-template <class TA, class TB>
+template <class T>
 class Product {
-    typedef Multiplied<TA, TB> M;
+    typedef Multiplied<T> M;
     typedef typename M::Element Element;
     typedef typename M::Step Step;
     static constexpr int64_t kSteps = M::kSteps;
 
   public:
-    Product(int64_t rows, int64_t columns, int64_t depth, Matrix<TA> a, Matrix<TB> b)
+    Product(int64_t rows, int64_t columns, int64_t depth, Matrix<T> a, Matrix<T> b)
         : rows_(rows), columns_(columns), depth_(depth), a_(a), b_(b) {
         const int64_t steps = larger(ceil_div(depth, kSteps), 1);
         depth_block_ = round_up(ceil_div(steps, ceil_div(steps, kDepthBlock)), kLanes) * kSteps;
@@ -109,8 +66,8 @@ class Product {
         if (tasks() < kTasks) block_panels_ = kBlockPanels / 2;
         if (tasks() < kTasks) block_strips_ = kBlockStrips / 2;
         if (tasks() < kTasks) block_panels_ = kBlockPanels / 4;
-        parallel_ = rows * columns * depth > kSerialWork * kSteps;
-        in_place_ = std::is_same_v<TA, Element> && a.column == 1 && a.row % kSteps == 0 && depth % kSteps == 0 &&
+        parallel_ = worth_threads(rows, columns, steps);
+        in_place_ = std::is_same_v<T, Element> && a.column == 1 && a.row % kSteps == 0 && depth % kSteps == 0 &&
                     reinterpret_cast<uintptr_t>(a.data) % sizeof(Step) == 0 && !rows_collide();
         strip_row_ = depth_block_ / kSteps + kLanes;
     }
@@ -171,7 +128,7 @@ class Product {
 
     // Rows of A that would take the same few sets of the first-level cache.
     bool rows_collide() const {
-        const int64_t distance = (a_.row * static_cast<int64_t>(sizeof(TA)) + 128) % 4096;
+        const int64_t distance = (a_.row * static_cast<int64_t>(sizeof(T)) + 128) % 4096;
         return distance >= 0 ? distance < 256 : distance + 4096 < 256;
     }
 
@@ -179,7 +136,7 @@ class Product {
         const int64_t panels = ceil_div(columns, kTileColumns), some = ceil_div(panels, kTasks);
         for_tasks(parallel_, ceil_div(panels, some), [&](int64_t task, int) {
             for (int64_t p = task * some; p < smaller((task + 1) * some, panels); ++p) {
-                const Matrix<TB> from = b_.from(d0, c0 + p * kTileColumns);
+                const Matrix<T> from = b_.from(d0, c0 + p * kTileColumns);
                 const int64_t count = smaller(kTileColumns, columns - p * kTileColumns);
                 if constexpr (M::kPairs) {
                     pack_pairs<kTileColumns>(from.data, from.row, from.column, depth, count, packed + p * panel_size_);
@@ -197,11 +154,11 @@ class Product {
     };
 
     Strip load_strip(int64_t r, int64_t rows, int64_t d, int64_t depth, Step* space) const {
-        const Matrix<TA> from = a_.from(r, d);
+        const Matrix<T> from = a_.from(r, d);
         if (in_place_) return {reinterpret_cast<const Step*>(from.data), from.row / kSteps, 1};
         if (from.column == 1) {
             for (int64_t i = 0; i < rows; ++i) {
-                copy_row(from.data + i * from.row, depth, reinterpret_cast<Element*>(space + i * strip_row_));
+                copy_row(from.data + i * from.row, 1, depth, reinterpret_cast<Element*>(space + i * strip_row_));
             }
             return {space, strip_row_, 1};
         }
@@ -211,17 +168,6 @@ class Product {
             pack_strip(from.data, from.column, from.row, depth, rows, space);
         }
         return {space, 1, kTileRows};
-    }
-
-    static void copy_row(const TA* from, int64_t depth, Element* to) {
-        if constexpr (std::is_same_v<TA, Element>) {
-            memcpy(to, from, depth * sizeof(Element));
-        } else {
-            int64_t d = 0;
-            for (; d + kLanes <= depth; d += kLanes) store(to + d, load(from + d));
-            if (d < depth) store(to + d, load_partial(from + d, depth - d));  // a strip's rows end in kLanes to spare
-        }
-        if (depth % kSteps) from_float(0.0f, to[depth]);
     }
 
     void multiply(const Block& block, const Step* panels, int64_t c0, Step* space, const Finish& finish) const {
@@ -257,8 +203,8 @@ class Product {
     }
 
     int64_t rows_, columns_, depth_;
-    Matrix<TA> a_;
-    Matrix<TB> b_;
+    Matrix<T> a_;
+    Matrix<T> b_;
     int64_t depth_block_, depth_at_once_, rows_at_once_;  // elements, of whole steps but for the end
     int64_t panel_size_, panels_at_once_;
     int64_t block_strips_, block_panels_;
@@ -295,19 +241,19 @@ inline void finish_transposed(const void* epilogue, int64_t row, int64_t rows, i
 
 }  // namespace gemm_detail
 
-constexpr int64_t kSwapRows = 64;
-
 // epilogue(row, column, columns, sums): C's elements (row, column) … (row, column + columns - 1) in float32; `sums` may
 // be read up to whole vectors. Each element is given once; different threads give different ones.
-template <class TA, class TB, class Epilogue>
-inline void gemm(int64_t rows, int64_t columns, int64_t depth, Matrix<TA> a, Matrix<TB> b, const Epilogue& epilogue) {
+template <class T, class Epilogue>
+inline void gemm(int64_t rows, int64_t columns, int64_t depth, Matrix<T> a, Matrix<T> b, const Epilogue& epilogue) {
     using namespace gemm_detail;
     if (rows == 0 || columns == 0) return;
-    if (rows <= kSwapRows && columns > rows && b.row == 1) {
-        Product<TB, TA>(columns, rows, depth, b.transposed(), a.transposed())
+    if (rows <= kFewRows && b.row == 1) {
+        few_rows(rows, columns, depth, a, b, {finish_rows<Epilogue>, &epilogue, false});
+    } else if (rows <= kSwapRows && columns > rows && b.row == 1) {
+        Product<T>(columns, rows, depth, b.transposed(), a.transposed())
             .run({finish_transposed<Epilogue>, &epilogue, true});
     } else {
-        Product<TA, TB>(rows, columns, depth, a, b).run({finish_rows<Epilogue>, &epilogue, false});
+        Product<T>(rows, columns, depth, a, b).run({finish_rows<Epilogue>, &epilogue, false});
     }
 }
 
