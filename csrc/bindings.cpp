@@ -213,6 +213,25 @@ void check_writable(const Tensor& tensor, const char* name) {
     }
 }
 
+Tensor as_matrix(const Tensor& tensor, const char* name) {
+    check_present(tensor, name);
+    if (tensor.rank == 0) value_error(std::string(name) + " must have at least one dimension");
+    Tensor matrix = tensor;
+    matrix.rank = 2;
+    matrix.size[0] = 1, matrix.size[1] = tensor.size[tensor.rank - 1];
+    matrix.stride[0] = 0, matrix.stride[1] = tensor.stride[tensor.rank - 1];
+    for (int i = tensor.rank - 2; i >= 0; --i) {
+        if (tensor.size[i] != 1 && matrix.size[0] > 1 && tensor.stride[i] != matrix.size[0] * matrix.stride[0] &&
+            tensor.numel() > 0) {
+            value_error(std::string(name) + " must be a matrix in memory, got strides " +
+                        sizes_text(tensor.stride, tensor.rank) + " for a " + shape_text(tensor));
+        }
+        if (matrix.size[0] == 1 && tensor.size[i] != 1) matrix.stride[0] = tensor.stride[i];
+        matrix.size[0] *= tensor.size[i];
+    }
+    return matrix;
+}
+
 uint64_t read_seed(const Tensor& seed, double dropout_p) {
     if (!(dropout_p >= 0.0 && dropout_p <= 1.0)) {
         value_error("dropout_p must be between 0 and 1, got " + std::to_string(dropout_p));

@@ -42,6 +42,9 @@ void check_shape(const Tensor& tensor, const char* name, std::initializer_list<i
 void check_contiguous(const Tensor& tensor, const char* name);
 // A tensor that is written to must not have elements on top of each other (an expanded tensor).
 void check_writable(const Tensor& tensor, const char* name);
+// A tensor (…, features) as the matrix (rows, features) that it is. Refused if its leading dimensions are no single one in
+// memory.
+Tensor as_matrix(const Tensor& tensor, const char* name);
 // The seed of a dropout: an int64 tensor with one element, or absent where dropout_p is 0. Checks dropout_p, too.
 uint64_t read_seed(const Tensor& seed, double dropout_p);
 

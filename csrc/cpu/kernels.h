@@ -81,6 +81,46 @@ struct AttentionBackward : AttentionScore {
 
 // ---- Linear and feed-forward ----------------------------------------------------------------------------------------
 
+enum class Activation : int32_t { kNone, kRelu, kGelu, kGeluTanh, kSilu };
+
+// pre = x . weight^T + bias;  out = activation(pre) + residual. Matrices of one dtype, of any strides: x (rows, in),
+// weight (out, in), the others (rows, out) with unit stride along out; bias is contiguous (out,).
+struct LinearForward {
+    Activation activation;
+    Tensor x, weight, bias, residual;  // the last two may be absent
+    Tensor out, pre;                   // pre may be absent
+};
+
+// grad_pre = grad_out * activation'(pre);  grad_x = grad_pre . weight, grad_weight = grad_pre^T . x, grad_bias = the
+// sum of grad_pre's rows. Shapes as above; grad_out and grad_x have unit stride along their rows, grad_weight along
+// either dimension. A gradient that nobody asked for is absent.
+struct LinearBackward {
+    Activation activation;
+    Tensor grad_out, x, weight, pre;  // pre absent without activation
+    Tensor grad_x, grad_weight, grad_bias;
+};
+
+// hidden = dropout(activation(pre)), or gated dropout(activation(pre_gate) * pre), with pre = x . w1^T + b1 and
+// pre_gate = x . w_gate^T;  out = hidden . w2^T + b2. x (rows, in), w1 and w_gate (hidden, in), w2 (out, hidden), any
+// strides; pre, pre_gate (rows, hidden) and out (rows, out) with unit stride along their rows; b1 and b2 contiguous.
+struct FeedForwardForward {
+    Activation activation;
+    Tensor x, w1, b1, w2, b2, w_gate;  // b1, b2 and w_gate may be absent
+    Tensor out, pre, pre_gate;         // pre and pre_gate absent where nobody needs them
+    double dropout_p;                  // 0: none, seed unused
+    uint64_t seed;
+};
+
+// Shapes as above; grad_x with unit stride along its rows, gradients of weights along either dimension. A gradient that
+// nobody asked for is absent.
+struct FeedForwardBackward {
+    Activation activation;
+    Tensor grad_out, x, w1, w2, w_gate, pre, pre_gate;  // w_gate and pre_gate may be absent
+    Tensor grad_x, grad_w1, grad_b1, grad_w2, grad_b2, grad_w_gate;
+    double dropout_p;
+    uint64_t seed;
+};
+
 // clang-format off
 // X(function, arguments)
 #define FASTATTN_KERNELS(X)                                  \
@@ -93,7 +133,11 @@ struct AttentionBackward : AttentionScore {
     /* attention, backward */                                \
     X(attention_backward, AttentionBackward)                 \
                                                              \
-    /* linear and feed-forward */
+    /* linear and feed-forward */                            \
+    X(linear_forward, LinearForward)                         \
+    X(linear_backward, LinearBackward)                       \
+    X(feed_forward_forward, FeedForwardForward)              \
+    X(feed_forward_backward, FeedForwardBackward)
 
 // clang-format on
 

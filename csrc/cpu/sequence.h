@@ -1,14 +1,10 @@
 // Where the sequences of a call lie in their tensors, and which keys a query may see, in all forms of attention.
 #pragma once
 
+#include "integers.h"
 #include "kernels.h"
 
 namespace fastattn::FASTATTN_ISA {
-
-inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
 // Tokens q_begin … of the query tensors, tokens k_begin … of the key tensors. Query i stands at key i + diagonal.
 struct Sequence {

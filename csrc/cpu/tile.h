@@ -12,12 +12,13 @@
 //      +-----+       +-------------+         loads: the multiply-add units are the bound once depth hides the start.
 //
 // Products:
-//     tile_product<kRows>(depth, a, a_row, a_step, b, b_step, c, c_row, accumulate)
+//     tile_product<kRows, kVectors>(depth, a, a_row, a_step, b, b_step, c, c_row, accumulate)
 //         element (r, s) of A at a[r * a_row + s * a_step]; row s of B at b + s * b_step; row r of C at c + r * c_row.
-//         kRows <= kTileRows rows are computed (any from 1; kTileRows by default).
+//         kRows <= kTileRows rows and kVectors <= kTileVectors vectors of columns are computed (all by default).
 //     tile_product(a, b, depth, c, accumulate)
 //         both packed, C contiguous: a_row 1, a_step kTileRows, b_step = c_row = kTileColumns.
-//     tile_rows(rows, …)   the first with `rows` known at run time only, 1 … kTileRows.
+//     tile_rows(rows, …)                    the first with `rows` known at run time only, 1 … kTileRows
+//     tile_rows<T, kTileRows, 1>(rows, …)   the same for one vector of columns
 //
 // The same with bfloat16 operands and float32 sums, where kBFloat16Pairs (avx512_bf16 and its emulation): `a` and `b`
 // are BFloat16Pair, two steps of one row or column in 32 bits, and strides and depth count pairs. A product is rounded
@@ -73,28 +74,28 @@ FASTATTN_INLINE Vec add_product(Vec sum, const BFloat16Pair*, Vec a, Vec b) {
 // Where products and sums are rounded apart: short chains keep the sums' share of it small.
 constexpr int64_t kChain = 16;
 
-template <int kRows, class T>
+template <int kRows, int kVectors, class T>
 FASTATTN_INLINE void one_chain(int64_t depth, const T* a, int64_t a_row, int64_t a_step, const T* b, int64_t b_step,
                                float* c, int64_t c_row, bool accumulate) {
-    Vec sum[kRows][kTileVectors];
+    Vec sum[kRows][kVectors];
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
-        for (int v = 0; v < kTileVectors; ++v) sum[r][v] = Vec{};
+        for (int v = 0; v < kVectors; ++v) sum[r][v] = Vec{};
     }
     for (int64_t s = 0; s < depth; ++s) {
-        Vec right[kTileVectors];
-        for (int v = 0; v < kTileVectors; ++v) right[v] = detail::load_step(b + v * kLanes);
+        Vec right[kVectors];
+        for (int v = 0; v < kVectors; ++v) right[v] = detail::load_step(b + v * kLanes);
 #pragma GCC unroll 16
         for (int r = 0; r < kRows; ++r) {
             const Vec left = detail::splat_step(a + r * a_row);
-            for (int v = 0; v < kTileVectors; ++v) sum[r][v] = detail::add_product(sum[r][v], a, left, right[v]);
+            for (int v = 0; v < kVectors; ++v) sum[r][v] = detail::add_product(sum[r][v], a, left, right[v]);
         }
         a += a_step;
         b += b_step;
     }
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
-        for (int v = 0; v < kTileVectors; ++v) {
+        for (int v = 0; v < kVectors; ++v) {
             float* place = c + r * c_row + v * kLanes;
             store(place, accumulate ? load(place) + sum[r][v] : sum[r][v]);
         }
@@ -103,18 +104,18 @@ FASTATTN_INLINE void one_chain(int64_t depth, const T* a, int64_t a_row, int64_t
 
 }  // namespace detail
 
-template <int kRows = kTileRows, class T>
+template <int kRows = kTileRows, int kVectors = kTileVectors, class T>
 FASTATTN_INLINE void tile_product(int64_t depth, const T* a, int64_t a_row, int64_t a_step, const T* b, int64_t b_step,
                                   float* c, int64_t c_row, bool accumulate) {
 #ifndef __FMA__
     for (; depth > detail::kChain; depth -= detail::kChain) {
-        detail::one_chain<kRows>(detail::kChain, a, a_row, a_step, b, b_step, c, c_row, accumulate);
+        detail::one_chain<kRows, kVectors>(detail::kChain, a, a_row, a_step, b, b_step, c, c_row, accumulate);
         a += detail::kChain * a_step;
         b += detail::kChain * b_step;
         accumulate = true;
     }
 #endif
-    detail::one_chain<kRows>(depth, a, a_row, a_step, b, b_step, c, c_row, accumulate);
+    detail::one_chain<kRows, kVectors>(depth, a, a_row, a_step, b, b_step, c, c_row, accumulate);
 }
 
 template <class T>
@@ -143,45 +144,52 @@ FASTATTN_INLINE Vec column_products(int64_t depth, const T* a, const T* b, int64
 }
 
 // Compiled once for each number of rows, not inlined.
-template <class T, int kRows = kTileRows>
+template <class T, int kRows = kTileRows, int kVectors = kTileVectors>
 __attribute__((noinline)) void tile_rows(int rows, int64_t depth, const T* a, int64_t a_row, int64_t a_step, const T* b,
                                          int64_t b_step, float* c, int64_t c_row, bool accumulate) {
     if constexpr (kRows > 1) {
         if (rows < kRows) {
-            return tile_rows<T, kRows - 1>(rows, depth, a, a_row, a_step, b, b_step, c, c_row, accumulate);
+            return tile_rows<T, kRows - 1, kVectors>(rows, depth, a, a_row, a_step, b, b_step, c, c_row, accumulate);
         }
     }
-    tile_product<kRows>(depth, a, a_row, a_step, b, b_step, c, c_row, accumulate);
+    tile_product<kRows, kVectors>(depth, a, a_row, a_step, b, b_step, c, c_row, accumulate);
 }
 
 // ---- Packing --------------------------------------------------------------------------------------------------------
 
 namespace detail {
 
+// The first n elements (all of a vector, some or none of them), zeros beyond.
+template <class T>
+FASTATTN_INLINE Vec load_first(const T* from, int64_t n) {
+    return n >= kLanes ? load(from) : n > 0 ? load_partial(from, n) : Vec{};
+}
+
 // kWidth elements a step; `count` of them are there, the rest is zero.
 template <int kWidth, class T>
 inline void pack(const T* from, int64_t step, int64_t stride, int64_t depth, int64_t count, float* packed) {
-    if (stride == 1 && count >= kLanes) {
+    static_assert(kWidth < kLanes || kWidth % kLanes == 0, "vectors overlap into the next step only");
+    if (stride == 1) {
         for (int64_t s = 0; s < depth; ++s) {
             const T* row = from + s * step;
             float* to = packed + s * kWidth;
-            int64_t j = 0;
-            for (; j + kLanes <= count; j += kLanes) store(to + j, load(row + j));
-            for (; j < count; ++j) to[j] = to_float(row[j]);
-            for (; j < kWidth; ++j) to[j] = 0.0f;
+            if (kWidth < kLanes && s + 1 == depth) {
+                store_partial(to, load_first(row, count), kWidth);
+            } else {
+                for (int j = 0; j < kWidth; j += kLanes) store(to + j, load_first(row + j, count - j));
+            }
         }
         return;
     }
-    int64_t s = 0;
     if (step == 1) {
-        for (; s + kLanes <= depth; s += kLanes) {
+        for (int64_t s = 0; s < depth; s += kLanes) {
             for (int first = 0; first < kWidth; first += kLanes) {
                 Vec rows[kLanes];
                 for (int j = 0; j < kLanes; ++j) {
-                    rows[j] = first + j < count ? load(from + s + (first + j) * stride) : Vec{};
+                    rows[j] = first + j < count ? load_first(from + s + (first + j) * stride, depth - s) : Vec{};
                 }
                 transpose(rows);
-                for (int i = 0; i < kLanes; ++i) {
+                for (int i = 0; i < kLanes && s + i < depth; ++i) {
                     float* to = packed + (s + i) * kWidth + first;
                     if (kWidth - first >= kLanes) {
                         store(to, rows[i]);
@@ -191,8 +199,9 @@ inline void pack(const T* from, int64_t step, int64_t stride, int64_t depth, int
                 }
             }
         }
+        return;
     }
-    for (; s < depth; ++s) {
+    for (int64_t s = 0; s < depth; ++s) {
         for (int64_t j = 0; j < kWidth; ++j) {
             packed[s * kWidth + j] = j < count ? to_float(from[s * step + j * stride]) : 0.0f;
         }
@@ -243,27 +252,30 @@ inline void pack_pairs(const BFloat16* from, int64_t step, int64_t stride, int64
                        BFloat16Pair* packed) {
     int64_t s = 0;
     if (step == 1 && kWidth % kLanes == 0) {  // two steps of a column are a pair as they lie: transpose 32-bit elements
-        for (; s + 2 * kLanes <= depth; s += 2 * kLanes) {
+        for (; s + 1 < depth; s += 2 * kLanes) {
+            const int64_t pairs = (depth - s) / 2;
             for (int first = 0; first < kWidth; first += kLanes) {
                 Vec rows[kLanes];
                 for (int j = 0; j < kLanes; ++j) {
-                    const BFloat16* column = from + s + (first + j) * stride;
-                    rows[j] = first + j < count ? load(reinterpret_cast<const float*>(column)) : Vec{};
+                    const float* column = reinterpret_cast<const float*>(from + s + (first + j) * stride);
+                    rows[j] = first + j < count ? detail::load_first(column, pairs) : Vec{};
                 }
                 transpose(rows);
                 BFloat16Pair* to = packed + s / 2 * kWidth + first;
-                for (int i = 0; i < kLanes; ++i) store(reinterpret_cast<float*>(to + i * kWidth), rows[i]);
+                for (int i = 0; i < kLanes && i < pairs; ++i) store(reinterpret_cast<float*>(to + i * kWidth), rows[i]);
             }
         }
+        s = depth & ~int64_t{1};
     }
     for (; s < depth; s += 2) {
         const BFloat16 *low = from + s * step, *high = low + step;
         BFloat16Pair* to = packed + s / 2 * kWidth;
         int64_t j = 0;
-        if (stride == 1 && s + 1 < depth) {
-            for (; j + kLanes <= count; j += kLanes) {
-                const Bits pair = (Bits(load(low + j)) >> 16) | Bits(load(high + j));
-                store(reinterpret_cast<float*>(to + j), Vec(pair));
+        if (stride == 1 && s + 1 < depth && (kWidth >= kLanes || s + 2 < depth)) {  // not beyond the last step
+            for (; j < kWidth; j += kLanes) {
+                const Vec first = detail::load_first(low + j, count - j),
+                          second = detail::load_first(high + j, count - j);
+                store(reinterpret_cast<float*>(to + j), Vec((Bits(first) >> 16) | Bits(second)));
             }
         }
         for (; j < count; ++j) {

@@ -8,6 +8,8 @@ One 64-bit hash a row, two 32-bit hashes an element. Nothing has to be stored fo
 splitmix64 is Steele, Lea and Flood's (OOPSLA 2014), mix32 is Wellons' lowbias32 (2018).
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -61,5 +63,5 @@ def dropout(x: Tensor, seed: Tensor | None, dropout_p: float) -> Tensor:
     """Dropout over a tensor seen as a (rows, features) matrix; x itself where dropout_p is 0."""
     if dropout_p == 0.0 or seed is None:
         return x
-    rows = torch.arange(x.numel() // max(x.shape[-1], 1), device=x.device).reshape(x.shape[:-1])
+    rows = torch.arange(math.prod(x.shape[:-1]), device=x.device).reshape(x.shape[:-1])
     return apply(x, keep_mask(seed, rows, x.shape[-1], dropout_p), dropout_p)

@@ -1,0 +1,124 @@
+// The product of a few rows by a matrix whose columns lie along the depth (a linear layer's weight, on a few tokens):
+//
+//     C (rows x columns)  =  A (rows x depth) . B (depth x columns)           by dot products, B read once as it lies
+//
+//            columns of B, along the depth      Tile: kDotRows x kDotColumns dot products, each in the lanes of a vector:
+//              ═════════ ═════════ ═══  …       a vector of each row and column is loaded for kDotRows * kDotColumns
+//     row      | . . . | | . . . | | . …        multiply-adds. All rows pass by a group of columns before the next, so
+//     of A ═══ sums      sums      sums         that B comes from memory once; A, copied, stays in the first-level cache.
+//
+// A task is a stretch of columns. Sums over more than kDotChain vectors are made in parts, for accuracy.
+//
+// Must read B once: for a few rows that, not the 2 rows columns depth flops, is what takes the time.
+#pragma once
+
+#include <string.h>
+
+#include "matrix.h"
+
+namespace fastattn::FASTATTN_ISA {
+
+constexpr int64_t kFewRows = 8;
+
+namespace gemm_detail {
+
+constexpr int kDotRows = kLanes == 16 ? 4 : 2, kDotColumns = 4;
+constexpr int64_t kDotChain = 64;
+
+// A vector of B's steps: all of them, or those of the last `count` elements and zeros.
+template <class T>
+FASTATTN_INLINE Vec load_steps(const T* from) {
+    if constexpr (Multiplied<T>::kPairs) {
+        return load(reinterpret_cast<const float*>(from));
+    } else {
+        return load(from);
+    }
+}
+template <class T>
+FASTATTN_INLINE Vec load_last_steps(const T* from, int64_t count) {
+    if constexpr (Multiplied<T>::kPairs) {
+        T kept[2 * kLanes] = {};
+        for (int64_t i = 0; i < count; ++i) kept[i] = from[i];
+        return load(reinterpret_cast<const float*>(kept));
+    } else {
+        return load_partial(from, count);
+    }
+}
+
+// sums[r * stride + j] = row r of A (whole vectors, `a_row` steps apart) times column j of B, for the first `columns` of
+// kDotColumns columns.
+template <class T, int kRows>
+__attribute__((noinline)) void dot_products(int rows, int64_t depth, const typename Multiplied<T>::Step* a,
+                                            int64_t a_row, const T* b, int64_t b_column, int columns, float* sums,
+                                            int64_t stride) {
+    if constexpr (kRows > 1) {
+        if (rows < kRows) {
+            return dot_products<T, kRows - 1>(rows, depth, a, a_row, b, b_column, columns, sums, stride);
+        }
+    }
+    constexpr int64_t kElements = kLanes * Multiplied<T>::kSteps;  // a vector
+    const T* column[kDotColumns];
+    for (int j = 0; j < kDotColumns; ++j) column[j] = b + (j < columns ? j : 0) * b_column;
+    Vec total[kRows][kDotColumns] = {};
+    for (int64_t begin = 0; begin < depth; begin += kDotChain * kElements) {
+        const int64_t end = smaller(begin + kDotChain * kElements, depth);
+        Vec sum[kRows][kDotColumns] = {};
+        auto add = [&](int64_t d, auto load_b) FASTATTN_BODY {
+            Vec right[kDotColumns];
+            for (int j = 0; j < kDotColumns; ++j) right[j] = load_b(column[j] + d);
+#pragma GCC unroll 4
+            for (int r = 0; r < kRows; ++r) {
+                const Vec left = detail::load_step(a + r * a_row + d / Multiplied<T>::kSteps);
+                for (int j = 0; j < kDotColumns; ++j) sum[r][j] = detail::add_product(sum[r][j], a, left, right[j]);
+            }
+        };
+        int64_t d = begin;
+        for (; d + kElements <= end; d += kElements) {
+            add(d, [](const T* from) FASTATTN_BODY { return load_steps(from); });
+        }
+        if (d < end) {
+            const int64_t count = end - d;
+            add(d, [count](const T* from) FASTATTN_BODY { return load_last_steps(from, count); });
+        }
+        for (int r = 0; r < kRows; ++r) {
+            for (int j = 0; j < kDotColumns; ++j) total[r][j] += sum[r][j];
+        }
+    }
+    for (int r = 0; r < kRows; ++r) {
+        for (int j = 0; j < columns; ++j) sums[r * stride + j] = reduce_add(total[r][j]);
+    }
+}
+
+template <class T>
+inline void few_rows(int64_t rows, int64_t columns, int64_t depth, Matrix<T> a, Matrix<T> b, const Finish& finish) {
+    typedef typename Multiplied<T>::Element Element;
+    typedef typename Multiplied<T>::Step Step;
+    constexpr int64_t kSteps = Multiplied<T>::kSteps, kMostTasks = 64, kLeastStretch = 64;
+    const int64_t a_row = round_up(ceil_div(depth, kSteps), kLanes);
+    const Scratch<Step> copied(rows * a_row);
+    for (int64_t r = 0; r < rows; ++r) {
+        Step* to = copied.get() + r * a_row;
+        for (int64_t s = depth / kSteps; s < a_row; ++s) to[s] = Step{};
+        copy_row(a.from(r, 0).data, a.column, depth, reinterpret_cast<Element*>(to));
+    }
+    const int64_t stretch = round_up(larger(ceil_div(columns, kMostTasks), kLeastStretch), kLanes);
+    const int64_t tasks = ceil_div(columns, stretch);
+    const bool parallel = worth_threads(rows, columns, ceil_div(depth, kSteps));
+    const Scratch<float> sums(rows * stretch, parallel ? thread_count(tasks) : 1);
+    for_tasks(parallel, tasks, [&](int64_t task, int thread) {
+        const int64_t first = task * stretch, count = smaller(stretch, columns - first);
+        float* to = sums.of(thread);
+        for (int64_t c = 0; c < count; c += kDotColumns) {
+            const int some = static_cast<int>(smaller(kDotColumns, count - c));
+            for (int64_t r = 0; r < rows; r += kDotRows) {
+                dot_products<T, kDotRows>(static_cast<int>(smaller(kDotRows, rows - r)), depth,
+                                          copied.get() + r * a_row, a_row, b.from(0, first + c).data, b.column, some,
+                                          to + r * stretch + c, stretch);
+            }
+        }
+        finish.function(finish.epilogue, 0, rows, first, count, to, stretch);
+    });
+}
+
+}  // namespace gemm_detail
+}  // namespace fastattn::FASTATTN_ISA

@@ -1,0 +1,279 @@
+// The matrix product of linear and feed-forward, blocked for the caches:
+//
+//     C (rows x columns)  =  A (rows x depth) . B (depth x columns),   given to an epilogue a row's stretch at a time
+//
+//                  packed panels of B         A task is a block of C: up to kBlockRows rows and kBlockColumns columns.
+//                 +-----+-----+-----+         B is packed first, by all threads, into panels of kTileColumns columns,
+//        depth    |  |  |  |  |  |  |         float32 or bfloat16 pairs. The block of B that a task multiplies by
+//        (depth
+//         block   +-----+-----+-----+         block x block columns, 512 KiB) stays in the second-level cache for the
+//                                             next tasks, which go down the rows. A strip of A (kTileRows x depth
+//     strip       +-----+-----+-----+         block, 24 KiB) stays in the first-level cache while the panels pass. It
+//      of A  ═══  |  |  |  |tile |  |         is read where it lies if its rows lie along the depth in the right dtype;
+//                 +-----+-----+-----+         else it is converted, transposed or moved on the way.
+//                 |     |     |     |
+//
+// Sums over more than kDepthBlock are made in equal parts, added in order: for accuracy, and to fit the caches. The cut
+// depends on the shape alone, so results do not depend on the number of threads.
+//
+// Work: 2 rows columns depth flops; a tile's depth block takes kTileRows * kTileVectors multiply-adds a step and is the
+// only thing that is not small beside it. Memory: A and B are read once (A once more for every kBlockColumns columns,
+// from the cache if it fits), and the packed panels of B, at most kPackedAtOnce bytes at a time, are written once.
+//
+// Where A has few rows and B's columns lie along the depth, nothing of B is packed: up to kFewRows rows are multiplied
+// by dot products along the depth (few_rows.h); up to kSwapRows rows by C^T = B^T . A^T, with A as the packed one.
+#pragma once
+
+#include <string.h>
+
+#include "few_rows.h"
+#include "matrix.h"
+
+namespace fastattn::FASTATTN_ISA {
+
+constexpr int64_t kSwapRows = 64;
+
+namespace gemm_detail {
+
+constexpr int64_t kBlockStrips = 8, kBlockRows = kBlockStrips * kTileRows;
+constexpr int64_t kBlockPanels = 8, kBlockColumns = kBlockPanels * kTileColumns;
+constexpr int64_t kDepthBlock = 192;                 // steps
+constexpr int64_t kDepthAtOnce = 4096;               // steps packed at a time
+constexpr int64_t kRowsAtOnce = 2016;                // if the depth is packed in parts; a multiple of every kTileRows
+constexpr int64_t kPackedAtOnce = int64_t{8} << 20;  // bytes
+constexpr int64_t kTasks = 32;                       // blocks are made smaller to have so many
+
+template <class T>
+class Product {
+    typedef Multiplied<T> M;
+    typedef typename M::Element Element;
+    typedef typename M::Step Step;
+    static constexpr int64_t kSteps = M::kSteps;
+
+  public:
+    Product(int64_t rows, int64_t columns, int64_t depth, Matrix<T> a, Matrix<T> b)
+        : rows_(rows), columns_(columns), depth_(depth), a_(a), b_(b) {
+        const int64_t steps = larger(ceil_div(depth, kSteps), 1);
+        depth_block_ = round_up(ceil_div(steps, ceil_div(steps, kDepthBlock)), kLanes) * kSteps;
+        depth_at_once_ = steps <= kDepthAtOnce ? larger(depth, 1) : kDepthAtOnce * kSteps / depth_block_ * depth_block_;
+        panel_size_ = ceil_div(depth_at_once_, kSteps) * kTileColumns;
+        const int64_t panels = ceil_div(columns, kTileColumns), strips = ceil_div(rows, kTileRows);
+        const int64_t panels_at_once = larger(kPackedAtOnce / (panel_size_ * static_cast<int64_t>(sizeof(Step))), 1);
+        panels_at_once_ = ceil_div(panels, ceil_div(panels, panels_at_once));
+        rows_at_once_ = depth_at_once_ < depth ? smaller(rows, kRowsAtOnce) : rows;
+        block_strips_ = kBlockStrips, block_panels_ = kBlockPanels;
+        auto tasks = [&] { return ceil_div(strips, block_strips_) * ceil_div(panels, block_panels_); };
+        if (tasks() < kTasks) block_panels_ = kBlockPanels / 2;
+        if (tasks() < kTasks) block_strips_ = kBlockStrips / 2;
+        if (tasks() < kTasks) block_panels_ = kBlockPanels / 4;
+        parallel_ = worth_threads(rows, columns, steps);
+        in_place_ = std::is_same_v<T, Element> && a.column == 1 && a.row % kSteps == 0 && depth % kSteps == 0 &&
+                    reinterpret_cast<uintptr_t>(a.data) % sizeof(Step) == 0 && !rows_collide();
+        strip_row_ = depth_block_ / kSteps + kLanes;
+    }
+
+    void run(const Finish& finish) const {
+        const int64_t columns_at_once = panels_at_once_ * kTileColumns;
+        const bool in_parts = depth_at_once_ < depth_;
+        const Scratch<Step> packed(panels_at_once_ * panel_size_);
+        const Scratch<float> totals(in_parts ? rows_at_once_ * columns_at_once : 0);
+        const int threads = parallel_ ? thread_count(int64_t{1} << 30) : 1;
+        const int64_t strip_size = kTileRows * strip_row_;
+        const int64_t sum_rows = in_parts ? 0 : finish.whole_blocks || depth_block_ < depth_ ? kBlockRows : kTileRows;
+        const int64_t sum_stride = block_panels_ * kTileColumns;
+        const Scratch<float> workspace(strip_size + sum_rows * sum_stride, threads);
+
+        for (int64_t c0 = 0; c0 < columns_; c0 += columns_at_once) {
+            const int64_t columns = smaller(columns_at_once, columns_ - c0);
+            const int64_t panels = ceil_div(columns, kTileColumns), column_blocks = ceil_div(panels, block_panels_);
+            for (int64_t r0 = 0; r0 < rows_; r0 += rows_at_once_) {
+                const int64_t rows = smaller(rows_at_once_, rows_ - r0), block_rows = block_strips_ * kTileRows;
+                const int64_t row_blocks = ceil_div(rows, block_rows);
+                for (int64_t d0 = 0; d0 == 0 || d0 < depth_; d0 += depth_at_once_) {
+                    const int64_t depth = smaller(depth_at_once_, depth_ - d0);
+                    if (!in_parts ? r0 == 0 : true) pack(c0, columns, d0, depth, packed.get());
+                    for_tasks(parallel_, row_blocks * column_blocks, [&](int64_t task, int thread) {
+                        Block block;
+                        block.row = task % row_blocks * block_rows;
+                        block.rows = smaller(block_rows, rows - block.row);
+                        block.column = task / row_blocks * sum_stride;
+                        block.columns = smaller(sum_stride, columns - block.column);
+                        float* memory = workspace.of(thread);
+                        if (in_parts) {
+                            block.stride = columns_at_once;
+                            block.sums = totals.get() + block.row * block.stride + block.column;
+                        } else {
+                            block.stride = sum_stride;
+                            block.sums = memory + strip_size;
+                        }
+                        block.keeps_rows = sum_rows != kTileRows;
+                        block.depth_begin = d0, block.depth = depth;
+                        block.row += r0;
+                        multiply(block, packed.get() + block.column / kTileColumns * panel_size_, c0,
+                                 reinterpret_cast<Step*>(memory), finish);
+                    });
+                }
+            }
+        }
+    }
+
+  private:
+    // Part of C: rows counted from C's first, columns from the first that is packed.
+    struct Block {
+        int64_t row, rows, column, columns, depth_begin, depth;
+        float* sums;
+        int64_t stride;
+        bool keeps_rows;  // whether sums has a place for each strip, or one for all
+    };
+
+    // Rows of A that would take the same few sets of the first-level cache.
+    bool rows_collide() const {
+        const int64_t distance = (a_.row * static_cast<int64_t>(sizeof(T)) + 128) % 4096;
+        return distance >= 0 ? distance < 256 : distance + 4096 < 256;
+    }
+
+    void pack(int64_t c0, int64_t columns, int64_t d0, int64_t depth, Step* packed) const {
+        const int64_t panels = ceil_div(columns, kTileColumns), some = ceil_div(panels, kTasks);
+        for_tasks(parallel_, ceil_div(panels, some), [&](int64_t task, int) {
+            for (int64_t p = task * some; p < smaller((task + 1) * some, panels); ++p) {
+                const Matrix<T> from = b_.from(d0, c0 + p * kTileColumns);
+                const int64_t count = smaller(kTileColumns, columns - p * kTileColumns);
+                if constexpr (M::kPairs) {
+                    pack_pairs<kTileColumns>(from.data, from.row, from.column, depth, count, packed + p * panel_size_);
+                } else {
+                    pack_panel(from.data, from.row, from.column, depth, count, packed + p * panel_size_);
+                }
+            }
+        });
+    }
+
+    // A strip of A, as tile_product takes it.
+    struct Strip {
+        const Step* data;
+        int64_t row, step;
+    };
+
+    Strip load_strip(int64_t r, int64_t rows, int64_t d, int64_t depth, Step* space) const {
+        const Matrix<T> from = a_.from(r, d);
+        if (in_place_) return {reinterpret_cast<const Step*>(from.data), from.row / kSteps, 1};
+        if (from.column == 1) {
+            for (int64_t i = 0; i < rows; ++i) {
+                copy_row(from.data + i * from.row, 1, depth, reinterpret_cast<Element*>(space + i * strip_row_));
+            }
+            return {space, strip_row_, 1};
+        }
+        if constexpr (M::kPairs) {
+            pack_pairs<kTileRows>(from.data, from.column, from.row, depth, rows, space);
+        } else {
+            pack_strip(from.data, from.column, from.row, depth, rows, space);
+        }
+        return {space, 1, kTileRows};
+    }
+
+    void multiply(const Block& block, const Step* panels, int64_t c0, Step* space, const Finish& finish) const {
+        const bool last_part = block.depth_begin + block.depth >= depth_;
+        for (int64_t d = 0; d == 0 || d < block.depth; d += depth_block_) {
+            const int64_t depth = smaller(depth_block_, block.depth - d);
+            const bool last = last_part && d + depth >= block.depth, adds = block.depth_begin + d > 0;
+            for (int64_t r = 0; r < block.rows; r += kTileRows) {
+                const int64_t rows = smaller(kTileRows, block.rows - r);
+                const Strip strip = load_strip(block.row + r, rows, block.depth_begin + d, depth, space);
+                float* sums = block.sums + (block.keeps_rows ? r * block.stride : 0);
+                const Step* panel = panels + d / kSteps * kTileColumns;
+                for (int64_t c = 0; c < block.columns; c += kTileColumns, panel += panel_size_) {
+                    if (block.columns - c > kLanes) {
+                        tile_rows<Step>(static_cast<int>(rows), ceil_div(depth, kSteps), strip.data, strip.row,
+                                        strip.step, panel, kTileColumns, sums + c, block.stride, adds);
+                    } else {
+                        tile_rows<Step, kTileRows, 1>(static_cast<int>(rows), ceil_div(depth, kSteps), strip.data,
+                                                      strip.row, strip.step, panel, kTileColumns, sums + c,
+                                                      block.stride, adds);
+                    }
+                }
+                if (last && !finish.whole_blocks) {
+                    finish.function(finish.epilogue, block.row + r, rows, c0 + block.column, block.columns, sums,
+                                    block.stride);
+                }
+            }
+        }
+        if (last_part && finish.whole_blocks) {
+            finish.function(finish.epilogue, block.row, block.rows, c0 + block.column, block.columns, block.sums,
+                            block.stride);
+        }
+    }
+
+    int64_t rows_, columns_, depth_;
+    Matrix<T> a_;
+    Matrix<T> b_;
+    int64_t depth_block_, depth_at_once_, rows_at_once_;  // elements, of whole steps but for the end
+    int64_t panel_size_, panels_at_once_;
+    int64_t block_strips_, block_panels_;
+    int64_t strip_row_;
+    bool parallel_, in_place_;
+};
+
+template <class Epilogue>
+inline void finish_rows(const void* epilogue, int64_t row, int64_t rows, int64_t column, int64_t columns,
+                        const float* sums, int64_t stride) {
+    for (int64_t r = 0; r < rows; ++r) {
+        (*static_cast<const Epilogue*>(epilogue))(row + r, column, columns, sums + r * stride);
+    }
+}
+
+// Of parts of C^T: `row` is a column of C.
+template <class Epilogue>
+inline void finish_transposed(const void* epilogue, int64_t row, int64_t rows, int64_t column, int64_t columns,
+                              const float* sums, int64_t stride) {
+    constexpr int64_t kWidth = (kBlockRows + kLanes - 1) / kLanes * kLanes;
+    float turned[kLanes][kWidth];
+    for (int64_t c = 0; c < columns; c += kLanes) {
+        for (int64_t r = 0; r < rows; r += kLanes) {
+            Vec square[kLanes];
+            for (int i = 0; i < kLanes; ++i) square[i] = r + i < rows ? load(sums + (r + i) * stride + c) : Vec{};
+            transpose(square);
+            for (int i = 0; i < kLanes; ++i) store(&turned[i][r], square[i]);
+        }
+        for (int64_t i = 0; i < kLanes && c + i < columns; ++i) {
+            (*static_cast<const Epilogue*>(epilogue))(column + c + i, row, rows, turned[i]);
+        }
+    }
+}
+
+}  // namespace gemm_detail
+
+// epilogue(row, column, columns, sums): C's elements (row, column) … (row, column + columns - 1) in float32; `sums` may
+// be read up to whole vectors. Each element is given once; different threads give different ones.
+template <class T, class Epilogue>
+inline void gemm(int64_t rows, int64_t columns, int64_t depth, Matrix<T> a, Matrix<T> b, const Epilogue& epilogue) {
+    using namespace gemm_detail;
+    if (rows == 0 || columns == 0) return;
+    if (rows <= kFewRows && b.row == 1) {
+        few_rows(rows, columns, depth, a, b, {finish_rows<Epilogue>, &epilogue, false});
+    } else if (rows <= kSwapRows && columns > rows && b.row == 1) {
+        Product<T>(columns, rows, depth, b.transposed(), a.transposed())
+            .run({finish_transposed<Epilogue>, &epilogue, true});
+    } else {
+        Product<T>(rows, columns, depth, a, b).run({finish_rows<Epilogue>, &epilogue, false});
+    }
+}
+
+// out = [out +] A . B, rounded to T. `out` has unit stride along either dimension.
+template <class T>
+inline void product_into(int64_t rows, int64_t columns, int64_t depth, Matrix<T> a, Matrix<T> b, const Tensor& out,
+                         bool accumulate = false) {
+    if (!out.unit_last_stride()) {
+        Tensor turned = out;
+        turned.size[0] = out.size[1], turned.size[1] = out.size[0];
+        turned.stride[0] = out.stride[1], turned.stride[1] = out.stride[0];
+        return product_into<T>(columns, rows, depth, b.transposed(), a.transposed(), turned, accumulate);
+    }
+    gemm(rows, columns, depth, a, b, [&](int64_t row, int64_t column, int64_t count, const float* sums) {
+        T* to = out.as<T>() + row * out.stride[0] + column;
+        each_vector(0, count, [&](int64_t i, int, auto lanes) FASTATTN_BODY {
+            const Vec value = load(sums + i);
+            store(to + i, accumulate ? value + load(to + i, lanes) : value, lanes);
+        });
+    });
+}
+
+}  // namespace fastattn::FASTATTN_ISA

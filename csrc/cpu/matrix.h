@@ -1,0 +1,85 @@
+// What the two ways of multiplying matrices (gemm.h, few_rows.h) share.
+#pragma once
+
+#include <string.h>
+
+#include <type_traits>
+
+#include "integers.h"
+#include "parallel.h"
+#include "row.h"
+#include "tile.h"
+
+namespace fastattn::FASTATTN_ISA {
+
+// Element (i, j) at data[i * row + j * column].
+template <class T>
+struct Matrix {
+    const T* data;
+    int64_t row, column;
+
+    Matrix from(int64_t i, int64_t j) const { return {data + i * row + j * column, row, column}; }
+    Matrix transposed() const { return {data, column, row}; }
+};
+
+template <class T>
+inline Matrix<T> matrix_of(const Tensor& tensor) {
+    return {tensor.as<T>(), tensor.stride[0], tensor.stride[1]};
+}
+
+// What elements are multiplied as: bfloat16 pairs if the machine has them, else float32.
+template <class T>
+struct Multiplied {
+    static constexpr bool kPairs = kBFloat16Pairs && std::is_same_v<T, BFloat16>;
+    static constexpr int64_t kSteps = kPairs ? 2 : 1;  // elements a step of depth
+    typedef std::conditional_t<kPairs, BFloat16, float> Element;
+    typedef std::conditional_t<kPairs, BFloat16Pair, float> Step;
+};
+
+namespace gemm_detail {
+
+// Multiplications that are worth waking threads for.
+FASTATTN_INLINE bool worth_threads(int64_t rows, int64_t columns, int64_t steps) {
+    return rows * columns * steps > int64_t{1} << 19;
+}
+
+template <class Body>
+inline void for_tasks(bool parallel, int64_t tasks, const Body& body) {
+    if (parallel) return parallel_for(tasks, body);
+    for (int64_t task = 0; task < tasks; ++task) body(task, 0);
+}
+
+// What is done with a finished part of C: rows row … row + rows - 1, likewise columns; sums in float32, `stride` apart,
+// which may be read up to whole vectors of columns. A pointer and not a template argument, so that the product is
+// compiled once for all epilogues.
+struct Finish {
+    void (*function)(const void* epilogue, int64_t row, int64_t rows, int64_t column, int64_t columns,
+                     const float* sums, int64_t stride);
+    const void* epilogue;
+    bool whole_blocks;  // called for whole blocks, not for strips of them
+};
+
+// A row of A, from `from` on, as elements to multiply next to each other; an odd depth is filled up to a step.
+template <class T>
+inline void copy_row(const T* from, int64_t stride, int64_t depth, typename Multiplied<T>::Element* to) {
+    typedef typename Multiplied<T>::Element Element;
+    int64_t d = 0;
+    if (stride != 1) {
+        for (; d < depth; ++d) {
+            if constexpr (std::is_same_v<T, Element>) {
+                to[d] = from[d * stride];
+            } else {
+                to[d] = to_float(from[d * stride]);
+            }
+        }
+    } else if constexpr (std::is_same_v<T, Element>) {
+        memcpy(to, from, depth * sizeof(Element));
+    } else {
+        each_vector(0, depth,
+                    [&](int64_t i, int, auto lanes) FASTATTN_BODY { store(to + i, load(from + i, lanes), lanes); });
+    }
+    if (depth % Multiplied<T>::kSteps) from_float(0.0f, to[depth]);
+}
+
+}  // namespace gemm_detail
+}  // namespace fastattn::FASTATTN_ISA

@@ -1,0 +1,87 @@
+// Rows in memory: loops over them in vectors, the last of which may be partial, and their element types.
+#pragma once
+
+#include "simd.h"
+
+namespace fastattn::FASTATTN_ISA {
+
+// Which lanes of a vector lie inside the row: all of them, or the first `count`.
+struct Full {};
+struct Tail {
+    int64_t count;
+};
+
+template <class T>
+inline Vec load(const T* from, Full) {
+    return load(from);
+}
+template <class T>
+inline Vec load(const T* from, Tail tail) {  // zeros beyond the row
+    return load_partial(from, tail.count);
+}
+template <class T>
+inline void store(T* to, Vec value, Full) {
+    store(to, value);
+}
+template <class T>
+inline void store(T* to, Vec value, Tail tail) {
+    store_partial(to, value, tail.count);
+}
+inline Vec inside(Vec value, Full) { return value; }
+inline Vec inside(Vec value, Tail tail) { return keep_first(value, tail.count); }
+
+// The value that T keeps of a float32.
+template <class T>
+inline Vec rounded(Vec value) {
+    T kept[kLanes];
+    store(kept, value);
+    return load(kept);
+}
+
+#define FASTATTN_BODY __attribute__((always_inline))
+
+// body(i, k, lanes) for each vector of [begin, end): i is its first element, k in 0 … 3 the sum it belongs to, so that
+// four additions are under way at a time.
+template <class Body>
+inline void each_vector(int64_t begin, int64_t end, const Body& body) {
+    int64_t i = begin;
+    for (; i + 4 * kLanes <= end; i += 4 * kLanes) {
+        body(i, 0, Full{});
+        body(i + kLanes, 1, Full{});
+        body(i + 2 * kLanes, 2, Full{});
+        body(i + 3 * kLanes, 3, Full{});
+    }
+    for (; i + kLanes <= end; i += kLanes) body(i, 0, Full{});
+    if (i < end) body(i, 0, Tail{end - i});
+}
+
+// A vector of `dim` elements (a weight, a bias) as float32: itself, converted into `space`, or `absent` everywhere.
+inline const float* as_float(const Tensor& vector, int64_t dim, float absent, float* space) {
+    if (vector.dtype == DType::kFloat32) return vector.as<float>();
+    auto convert = [&](auto* from) {
+        each_vector(0, dim,
+                    [&](int64_t i, int, auto lanes) FASTATTN_BODY { store(space + i, load(from + i, lanes), lanes); });
+    };
+    if (vector.dtype == DType::kBFloat16) {
+        convert(vector.as<BFloat16>());
+    } else if (vector.dtype == DType::kFloat16) {
+        convert(vector.as<Half>());
+    } else {
+        for (int64_t i = 0; i < dim; ++i) space[i] = absent;
+    }
+    return space;
+}
+
+// Calls run(T*) with a null pointer of the element type: float32, bfloat16 or float16.
+template <class Run>
+inline void with_dtype(DType dtype, const Run& run) {
+    if (dtype == DType::kFloat32) {
+        run(static_cast<float*>(nullptr));
+    } else if (dtype == DType::kBFloat16) {
+        run(static_cast<BFloat16*>(nullptr));
+    } else {
+        run(static_cast<Half*>(nullptr));
+    }
+}
+
+}  // namespace fastattn::FASTATTN_ISA
