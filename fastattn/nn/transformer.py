@@ -278,6 +278,16 @@ class TransformerDecoderLayer(nn.TransformerDecoderLayer):
         return feed_forward(x, self.linear1, self.activation, self.dropout, self.linear2)
 
 
+def _packs(layer: nn.Module) -> bool:
+    """Whether forward_packed computes what the layer's forward does: neither it nor its attention has one of its own."""
+    attention = getattr(layer, "self_attn", None)
+    return (
+        type(layer).forward is TransformerEncoderLayer.forward
+        and isinstance(attention, MultiheadAttention)
+        and type(attention).forward is MultiheadAttention.forward
+    )
+
+
 class TransformerEncoder(nn.TransformerEncoder):
     """`torch.nn.TransformerEncoder`: a stack of copies of an encoder layer, then an optional norm.
 
@@ -361,7 +371,7 @@ class TransformerEncoder(nn.TransformerEncoder):
             return None
         if torch.is_grad_enabled() and (src.requires_grad or any(p.requires_grad for p in self.parameters())):
             return None
-        if any(_modules.hooked(module) for module in self.layers.modules()):
+        if not all(map(_packs, self.layers)) or any(_modules.hooked(module) for module in self.layers.modules()):
             return None
         if padding.dtype != torch.bool:
             out = padding == -torch.inf
