@@ -103,6 +103,20 @@ def test_an_encoder_packs_no_layer_whose_forward_is_its_own(make) -> None:
     torch.testing.assert_close(found[~padding], expected[~padding])
 
 
+def test_an_encoder_under_vmap_reads_no_masks() -> None:
+    encoder = fnn.TransformerEncoder(fnn.TransformerEncoderLayer(8, 2, 12, batch_first=True), 1).eval()
+    x, padding = torch.randn(4, 2, 3, 8), torch.zeros(4, 2, 3, dtype=torch.bool)
+    causal = torch.ones(3, 3, dtype=torch.bool).triu(1).expand(4, 3, 3)
+    padding[1:3, 1, 2] = True
+    with torch.no_grad():
+        padded = torch.func.vmap(lambda x, padding: encoder(x, src_key_padding_mask=padding))(x, padding)
+        masked = torch.func.vmap(encoder)(x, causal)
+        for i in range(4):
+            one = encoder(x[i], src_key_padding_mask=padding[i])
+            torch.testing.assert_close(padded[i][~padding[i]], one[~padding[i]])
+            torch.testing.assert_close(masked[i], encoder(x[i], causal[i]))
+
+
 def test_masks_of_other_floating_dtypes_are_converted() -> None:
     attention = fnn.MultiheadAttention(8, 2, batch_first=True)
     x, mask = torch.randn(2, 3, 8), torch.randn(3, 3).half()

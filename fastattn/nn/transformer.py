@@ -17,6 +17,7 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._C._functorch import is_functorch_wrapped_tensor
 
 from . import _checks, _modules, masks
 from .attention import MultiheadAttention
@@ -366,6 +367,8 @@ class TransformerEncoder(nn.TransformerEncoder):
         if padding.dtype != torch.bool and not padding.is_floating_point():
             return None  # an error, which the attention module raises
         if not torch.backends.mha.get_fastpath_enabled() or torch.compiler.is_compiling():
+            return None
+        if is_functorch_wrapped_tensor(padding):  # vmap: the number of tokens differs from call to call
             return None
         if torch.is_autocast_enabled(src.device.type) or not self._batch_first() or padding.shape != src.shape[:2]:
             return None
