@@ -2,7 +2,9 @@
 # The tests of the kernels against a build with AddressSanitizer and UndefinedBehaviorSanitizer: `make sanitize`.
 #
 # The build has a place of its own, build/sanitize, with a copy of the package, and every instruction set, the emulated ones
-# too. A finding ends the run at once, with its report and a status that is not zero. Arguments go to pytest:
+# too: the masked loads and stores of AVX2 and AVX-512 are out of the sanitizers' sight, but the emulated and portable sets
+# take the same paths in plain code. A finding ends the run at once, with its report and a status that is not zero.
+# Arguments go to pytest:
 #     tests/sanitize.sh -k layer_norm
 # PYTHON is an interpreter that has torch, pytest, hypothesis, setuptools, pybind11 and ninja; CXX has to be a gcc.
 set -eu

@@ -23,6 +23,7 @@ CASES: list[tuple[str, dict[str, Any], type[Exception], str]] = [
     ("attention", {"query": T(2, 4, 3, 0), "key": T(2, 2, 5, 0)}, ValueError, "head_dim 0"),
     ("attention", {"attn_mask": torch.ones(3, 4, dtype=B)}, ValueError, "does not broadcast to (batch, heads, q, k)"),
     ("attention", {"attn_mask": T(3, 5).double()}, TypeError, "attn_mask has dtype torch.float64"),
+    ("attention", {"alibi_slopes": torch.rand(4).requires_grad_()}, ValueError, "pass alibi_slopes.detach()"),
     ("attention", {"alibi_slopes": torch.rand(3)}, ValueError, "alibi_slopes has shape (3,)"),
     ("attention", {"dropout_p": 1.5}, ValueError, "dropout_p is 1.5"),
     ("attention", {"dropout_p": NAN}, ValueError, "dropout_p is nan"),

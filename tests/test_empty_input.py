@@ -118,8 +118,9 @@ def test_a_dimension_of_nothing(op: str, empty: str) -> None:
         assert outputs[0].shape == shape
         if empty in ("k", "q", "batch") or op == "linear":
             assert all(out.isfinite().all() for out in outputs)
-        recorded = [out.sum() for out in outputs if out.requires_grad]
         inputs = leaves(args)
+        recorded = [out.sum() for out in outputs if out.requires_grad]
+        assert bool(recorded) == bool(inputs)
         grads = torch.autograd.grad(recorded, inputs, allow_unused=True) if recorded else []
         assert all(grad is None or grad.shape == x.shape for x, grad in zip(inputs, grads, strict=False))
 

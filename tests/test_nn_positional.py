@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses import FakeTensorMode
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
 from transformers.models.t5.modeling_t5 import T5Attention
@@ -193,3 +194,19 @@ def test_relative_bias_trains_through_attention_and_refuses_bad_sizes():
     for args in [(2, 2), (2, 32, 8), (2, 1, 8, False)]:
         with pytest.raises(ValueError, match="num_buckets"):
             fnn.RelativePositionBias(*args)
+
+
+def test_rotary_table_of_inference_serves_training():
+    """The table outlives the call that made it: it is neither inference mode's nor a fake tensor."""
+    rotary, plain = fnn.RotaryEmbedding(8), fnn.RotaryEmbedding(8)
+    query, key = torch.randn(1, 2, 3, 8, requires_grad=True), torch.randn(1, 2, 3, 8)
+    with FakeTensorMode() as mode:
+        fakes = mode.from_tensor(query), mode.from_tensor(key)
+        assert [x.shape for x in rotary(*fakes)] == [query.shape, key.shape]
+    with torch.inference_mode():
+        rotary(query, key)
+    found, expected = rotary(query, key)[0], plain(query, key)[0]
+    assert torch.equal(found, expected)
+    assert torch.equal(*(torch.autograd.grad(x.sum(), query)[0] for x in (found, expected)))
+    with FakeTensorMode() as mode:
+        rotary(mode.from_tensor(query), mode.from_tensor(key))

@@ -339,6 +339,23 @@ def test_autocast(sample: Sample, backend: str) -> None:
     assert [grad.dtype for grad in grads] == [leaf.dtype for leaf in leaves(arguments)]
 
 
+@pytest.mark.parametrize("cache", [torch.float32, torch.bfloat16])
+def test_autocast_keeps_the_dtype_of_a_cache(cache: torch.dtype) -> None:
+    """Queries come out of autocast's linear layers in its dtype, whatever the cache was made in."""
+    query, keys, values = (
+        torch.randn(2, 4, 1, 8),
+        torch.zeros(2, 2, 6, 8, dtype=cache),
+        torch.zeros(2, 2, 6, 8, dtype=cache),
+    )
+    new, lengths = torch.randn(2, 2, 1, 8), torch.zeros(2, dtype=torch.int32)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = fastattn.attention_with_kvcache(query.bfloat16(), keys, values, new, new, cache_seqlens=lengths)
+    assert out.dtype == cache
+    torch.testing.assert_close(keys[:, :, :1], new.to(cache))
+    with pytest.raises(TypeError, match="k_cache has dtype"):
+        fastattn.attention_with_kvcache(query.half(), keys, values, cache_seqlens=lengths)
+
+
 @pytest.mark.filterwarnings("ignore:There is a performance drop")  # vmap runs kernels one by one
 @pytest.mark.parametrize(("sample", "backend"), [row for row in TAKEN if not row.values[0].inference])
 def test_functional_gradients(sample: Sample, backend: str) -> None:

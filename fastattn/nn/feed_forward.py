@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastattn import ops
+from fastattn.backends.eager.activation import ACTIVATIONS as _FUNCTIONS
 
 from . import _checks, _modules
 
@@ -138,19 +139,11 @@ class FeedForward(nn.Module):
         Raises:
             RuntimeError: a wrong last dimension, dtype or device.
         """
-        w1, w2 = self.linear1, self.linear2
-        _checks.features("x", x, w1.in_features, "d_model")
-        _checks.same_kind("x", x, w1.weight)
-        return ops.feed_forward(
-            x,
-            w1.weight,
-            w1.bias,
-            w2.weight,
-            w2.bias,
-            activation=self.activation,
-            w_gate=None if self.linear_gate is None else self.linear_gate.weight,
-            dropout_p=self.dropout.p if self.training else 0.0,
-        )
+        first = weights(self.linear1)
+        if first is not None:
+            _checks.features("x", x, first[0].shape[1], "d_model")
+            _checks.same_kind("x", x, first[0])
+        return feed_forward(x, self.linear1, self.activation, self.dropout, self.linear2, self.linear_gate)
 
     def extra_repr(self) -> str:
         return f"activation={self.activation!r}, gated={self.linear_gate is not None}"
@@ -165,7 +158,7 @@ def weights(linear: nn.Module) -> tuple[Tensor, Tensor | None] | None:
 def feed_forward(
     x: Tensor,
     linear1: nn.Module,
-    activation: Callable[[Tensor], Tensor],
+    activation: str | Callable[[Tensor], Tensor],
     dropout: nn.Module | None,
     linear2: nn.Module,
     gate: nn.Module | None = None,
@@ -179,6 +172,8 @@ def feed_forward(
     gated = (None, None) if gate is None else weights(gate)
     if name is not None and dropout_p is not None and first and last and gated and gated[1] is None:
         return ops.feed_forward(x, *first, *last, activation=name, w_gate=gated[0], dropout_p=dropout_p)
+    if isinstance(activation, str):
+        activation = _FUNCTIONS[activation]
     hidden = activation(_linear(x, linear1)) if gate is None else activation(_linear(x, gate)) * _linear(x, linear1)
     return _linear(hidden if dropout is None else dropout(hidden), linear2)
 

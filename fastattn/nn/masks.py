@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
 
 from . import _checks
 
@@ -89,8 +90,10 @@ def detect_causal(mask: Tensor | None, is_causal: bool | None, length: int) -> b
     if mask is None or torch.compiler.is_compiling():
         return False
     _checks.tensor("mask", mask)
-    if tuple(mask.shape) != (length, length) or mask.requires_grad or mask.is_meta:
+    if tuple(mask.shape) != (length, length) or mask.requires_grad:
         return False
+    if mask.is_meta or is_functorch_wrapped_tensor(mask):
+        return False  # it has no values, or one for each call that vmap makes
     if mask.dtype != torch.bool and not mask.is_floating_point():
         return False  # an error, which the attention module raises
     later = torch.ones(length, length, dtype=torch.bool, device=mask.device).triu(1)

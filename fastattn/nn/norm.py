@@ -101,12 +101,13 @@ class LayerNorm(nn.LayerNorm):
 
         Args:
             input: (…, *normalized_shape), float32, bfloat16, float16 or float64.
-            residual: the shape of input; another floating dtype is promoted as in an addition.
+            residual: the shape of input; of two floating dtypes both become the wider, as in an addition.
             dropout_p: dropout's probability for this call, whatever the mode; None takes the module's in training, else
                 0.
 
         Returns:
-            The normalised tensor, in the shape and dtype of input; with a residual the pair (normalised, sum).
+            The normalised tensor, in the shape and dtype of input (or residual's, if wider); with a residual the pair
+                (normalised, sum).
 
         Raises:
             RuntimeError: a shape that does not end in normalized_shape, a residual of another shape, an integer input,

@@ -217,11 +217,14 @@ class RotaryEmbedding(nn.Module):
     def _kept_cos_sin(self, offset: int, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """A stretch of a table that grows by doubling, so that decoding does not compute it token by token."""
         end = offset + length
-        if end > _MOST_KEPT:
+        if (
+            end > _MOST_KEPT or torch._C._len_torch_dispatch_stack() > 0
+        ):  # a mode may make tensors of its own, fake ones
             return self.cos_sin(torch.arange(offset, end, device=device))
         if self._kept is None or self._kept[0] < end or self._kept[1].device != device:
             size = max(64, 1 << (end - 1).bit_length()) if end else 64
-            self._kept = (size, *self.cos_sin(torch.arange(size, device=device)))
+            with torch.inference_mode(False):  # a table made for inference could not be used in training
+                self._kept = (size, *self.cos_sin(torch.arange(size, device=device)))
         _, cos, sin = self._kept
         return cos[offset:end], sin[offset:end]
 

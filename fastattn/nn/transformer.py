@@ -17,6 +17,7 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._C._functorch import is_functorch_wrapped_tensor
 
 from . import _checks, _modules, masks
 from .attention import MultiheadAttention
@@ -278,6 +279,16 @@ class TransformerDecoderLayer(nn.TransformerDecoderLayer):
         return feed_forward(x, self.linear1, self.activation, self.dropout, self.linear2)
 
 
+def _packs(layer: nn.Module) -> bool:
+    """Whether forward_packed computes what the layer's forward does: neither it nor its attention has one of its own."""
+    attention = getattr(layer, "self_attn", None)
+    return (
+        type(layer).forward is TransformerEncoderLayer.forward
+        and isinstance(attention, MultiheadAttention)
+        and type(attention).forward is MultiheadAttention.forward
+    )
+
+
 class TransformerEncoder(nn.TransformerEncoder):
     """`torch.nn.TransformerEncoder`: a stack of copies of an encoder layer, then an optional norm.
 
@@ -357,11 +368,13 @@ class TransformerEncoder(nn.TransformerEncoder):
             return None  # an error, which the attention module raises
         if not torch.backends.mha.get_fastpath_enabled() or torch.compiler.is_compiling():
             return None
+        if is_functorch_wrapped_tensor(padding):  # vmap: the number of tokens differs from call to call
+            return None
         if torch.is_autocast_enabled(src.device.type) or not self._batch_first() or padding.shape != src.shape[:2]:
             return None
         if torch.is_grad_enabled() and (src.requires_grad or any(p.requires_grad for p in self.parameters())):
             return None
-        if any(_modules.hooked(module) for module in self.layers.modules()):
+        if not all(map(_packs, self.layers)) or any(_modules.hooked(module) for module in self.layers.modules()):
             return None
         if padding.dtype != torch.bool:
             out = padding == -torch.inf

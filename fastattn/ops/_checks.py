@@ -167,6 +167,11 @@ def slopes(alibi_slopes: Tensor, query: Tensor, batch: int, heads: int) -> Tenso
         )
     if alibi_slopes.device != query.device:
         raise ValueError(f"alibi_slopes is on {alibi_slopes.device} but query is on {query.device}; move one")
+    if alibi_slopes.requires_grad and torch.is_grad_enabled():
+        raise ValueError(
+            "alibi_slopes requires a gradient, and has none: pass alibi_slopes.detach(), or add the bias by attn_mask, "
+            "which has one"
+        )
     return alibi_slopes if alibi_slopes.dtype in (torch.float32, torch.float64) else alibi_slopes.float()
 
 

@@ -44,6 +44,7 @@ def attention(
             diagonal is aligned to the bottom right: query i stands at key i + k - q.
         softcap: scores become softcap · tanh(score / softcap) before any mask (Gemma 2).
         alibi_slopes: (heads,) or (batch, heads), float32: -slope · |i + k - q - j| is added to the scores (Press et al., 2022).
+            They get no gradient.
         return_lse: also return the logsumexp of the scores.
 
     Returns:

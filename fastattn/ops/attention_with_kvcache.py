@@ -1,5 +1,7 @@
 """Attention of new queries to a key-value cache, for generation."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -50,10 +52,10 @@ def attention_with_kvcache(
     Source: the interface follows flash_attn_with_kvcache (Dao et al.); paging Kwon et al., 2023.
     """
     if _autocast.active(query) and isinstance(k_cache, Tensor) and k_cache.is_floating_point():
-        dtype = k_cache.dtype
-        query, k, v = (x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x for x in (query, k, v))
+        query, k, v = (_like_cache(x, k_cache) for x in (query, k, v))
     _checks.floating("query", query)
-    for name, x in (("k_cache", k_cache), ("v_cache", v_cache), ("k", k), ("v", v)):
+    given: tuple[tuple[str, Any], ...] = (("k_cache", k_cache), ("v_cache", v_cache), ("k", k), ("v", v))
+    for name, x in given:
         if x is not None or name.endswith("cache"):
             _checks.like(name, x, "query", query)
             _checks.rank(name, x, "(batch, kv_heads, seq, dim)", 4)
@@ -99,6 +101,10 @@ def attention_with_kvcache(
         # So that autograd notices if somebody saved the cache for a backward.
         torch.autograd.graph.increment_version((k_cache, v_cache))
     return (out, lse) if return_lse else out
+
+
+def _like_cache(x: Any, cache: Tensor) -> Any:
+    return x.to(cache.dtype) if isinstance(x, Tensor) and x.is_floating_point() else x
 
 
 def _check_cache(query: Tensor, k_cache: Tensor, v_cache: Tensor, block_table: Tensor | None) -> None:

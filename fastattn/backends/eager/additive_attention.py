@@ -33,11 +33,9 @@ def forward(
         score = score + attn_mask.to(accumulate)
     elif attn_mask is not None:
         score = score.masked_fill(~attn_mask, -torch.inf)
-    if score.shape[-1] == 0:
-        return query.new_zeros(score.shape[:-1] + value.shape[-1:])
     none = (score == -torch.inf).all(dim=-1, keepdim=True)
     weight = torch.softmax(score.masked_fill(none, 0.0), dim=-1).masked_fill(none, 0.0)
     if seed is not None:
-        rows = torch.arange(score[..., 0].numel(), device=score.device).reshape(score.shape[:-1])
+        rows = torch.arange(score.shape[:-1].numel(), device=score.device).reshape(score.shape[:-1])
         weight = apply(weight, keep_mask(seed, rows, score.shape[-1], dropout_p), dropout_p)
     return weight.to(value.dtype) @ value
