@@ -21,8 +21,9 @@ def bench(ops: list[str], quick: bool, seconds: float, compile: bool, json: Path
     if not console.is_terminal:
         console.width = max(console.width, 140)  # a pipe has no width of its own; the tables need this much
     machine = describe()
+    kernels = "no kernels" if machine["isa"] is None else f"kernels for {machine['isa']}"
     console.print(
-        f"{machine['cpu']}, {report.threads(machine)}, kernels for {machine['isa'] or 'nothing'}, "
+        f"{machine['cpu']}, {report.threads(machine)}, {kernels}, "
         f"torch {machine['torch']}, fastattn {machine['fastattn']} ({machine['commit'] or 'no commit'})",
         highlight=False,
     )

@@ -109,7 +109,11 @@ class LayerNorm(nn.LayerNorm):
             RuntimeError: a shape that does not end in normalized_shape, a residual of another shape, an integer input,
                 parameters in neither input's dtype nor float32.
         """
-        shape, weight, bias = self.normalized_shape, self.weight, self.bias  # each look-up of a parameter takes its time
+        shape, weight, bias = (
+            self.normalized_shape,
+            self.weight,
+            self.bias,
+        )  # each look-up of a parameter takes its time
         _check(input, residual, shape)
         if _is_mixed(weight, input) or _is_mixed(bias, input):
             raise RuntimeError(
