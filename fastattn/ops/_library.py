@@ -113,7 +113,7 @@ def differentiable(function: type[torch.autograd.Function]) -> type[torch.autogr
         {"forward": staticmethod(forward), "backward": staticmethod(function.backward)},
     )
     function.generate_vmap_rule = True
-    _APPLY_UNWATCHED[function] = super(torch.autograd.Function, twin).apply
+    _APPLY_UNWATCHED[function] = super(torch.autograd.Function, twin).apply  # type: ignore[misc]
     return function
 
 
