@@ -66,7 +66,8 @@ def _build(case: Case) -> Problem:
     rivals = {name: Peer(own, inputs) for name, own in calls.items()}
     if case.direction == FORWARD:
         plain = tuple(x.detach() for x in call.inputs)
-        rivals[BACKEND] = Peer(_backend(op, call, plain), plain)
+        backend = _backend(op, call, plain)
+        rivals[BACKEND] = Peer(_recording(backend) if recorded else backend, plain)  # the same frame around both
     return Problem(rivals, call.baseline, Peer(call.others[EAGER], tuple(x.detach() for x in call.inputs)))
 
 
