@@ -9,6 +9,7 @@ from ..harness import FORWARD, OURS, TRAINING, Case, Peer, Problem
 from ._inputs import lengths, random
 
 FLOAT, HALF = torch.float32, torch.bfloat16
+TANH = 20  # operations that a float32 tanh takes, about: a polynomial or two, an exponential, a division
 
 
 def cases(quick: bool = False) -> list[Case]:
@@ -27,15 +28,13 @@ def cases(quick: bool = False) -> list[Case]:
 
 def _case(batch, queries, keys, dim, options="", *, dtype=FLOAT, direction=FORWARD) -> Case:
     """For each query, key and hidden unit a sum, a tanh, a product and a sum; besides, two projections and the weighted sum
-    of the values. A gradient takes twice as much again, the tanh being computed once more.
-
-    A tanh counts as one operation and takes many, which keeps the share of the floor low.
-    """
+    of the values. The backward takes twice as much again, but for the tanh, which it computes once more."""
     seen = queries * sum(lengths(batch, keys)) if options == "padded" else batch * queries * keys
     products = 2 * batch * (queries + keys) * dim * dim + 2 * seen * dim
-    flops = (4 * seen * dim + products) * (1 if direction == FORWARD else 3)
+    passes, tanhs = (1, 1) if direction == FORWARD else (3, 2)
+    flops = passes * (products + 3 * seen * dim) + tanhs * TANH * seen * dim
     tensors = batch * (2 * queries + 2 * keys) * dim + 2 * dim * dim  # query, out; key, value; the two matrices
-    moved = tensors * dtype.itemsize * (1 if direction == FORWARD else 3)
+    moved = tensors * dtype.itemsize * passes
     shape = {"batch": batch, "queries": queries, "keys": keys, "dim": dim}
     return Case("additive_attention", shape, dtype, direction, _build, flops, moved, options)
 
