@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+import torch
+
 from .bench.cases import CASES
 
 
@@ -15,11 +17,12 @@ def parser() -> argparse.ArgumentParser:
 
     bench = commands.add_parser("bench", help="compare with eager, SDPA, oneDNN and torch.compile")
     bench.add_argument("op", nargs="*", help=f"what to measure; everything by default ({', '.join(CASES)})")
-    bench.add_argument("--quick", action="store_true", help="small shapes, a fraction of a second each")
+    bench.add_argument("--quick", action="store_true", help="one small shape a direction, a fraction of a second each")
     bench.add_argument(
         "--compile", action=argparse.BooleanOptionalAction, help="measure torch.compile too (default: unless --quick)"
     )
-    bench.add_argument("--seconds", type=float, default=2.0, help="timing a case (default: %(default)s)")
+    bench.add_argument("--threads", type=int, metavar="N", help="torch's threads (default: torch's own number)")
+    bench.add_argument("--seconds", type=float, help="timing a case (default: 2, with --quick 0.05)")
     bench.add_argument("--json", type=Path, metavar="FILE", help="write every figure, and the machine, to this file")
     bench.add_argument("--plot", type=Path, metavar="FOLDER", help="write a PNG an op into this folder")
     return top
@@ -37,10 +40,16 @@ def main(arguments: list[str] | None = None) -> None:
         unknown = [op for op in options.op if op not in CASES]
         if unknown:
             top.error(f"there is no benchmark of {', '.join(unknown)}; choose from {', '.join(CASES)}")
+        if options.threads is not None:
+            if options.threads < 1:
+                top.error(f"--threads is {options.threads}; expected 1 or more")
+            torch.set_num_threads(options.threads)
         from ._cli.bench import bench
 
         compile = not options.quick if options.compile is None else options.compile
-        bench(options.op or list(CASES), options.quick, options.seconds, compile, options.json, options.plot)
+        seconds = (0.05 if options.quick else 2.0) if options.seconds is None else options.seconds
+        if not bench(options.op or list(CASES), options.quick, seconds, compile, options.json, options.plot):
+            raise SystemExit(1)
 
 
 if __name__ == "__main__":

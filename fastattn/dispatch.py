@@ -50,6 +50,11 @@ def _reason(backend: str, op: str, args: tuple) -> str | None:
     return module.unsupported(*args)
 
 
+def reasons(op: str, args: tuple) -> dict[str, str | None]:
+    """For each backend why it cannot take this call, None if it can. `args` are the op's normalised arguments."""
+    return {backend: _reason(backend, op, args) for backend in BACKENDS}
+
+
 def choose(op: str, args: tuple) -> str:
     """The name of the backend that runs this call. `args` are the op's normalised arguments."""
     if _explaining and threading.get_ident() in _explaining:
@@ -111,17 +116,16 @@ _explaining: set[int] = set()  # the threads inside `explain`; other threads' ca
 
 def _answer(op: str, args: tuple) -> None:
     """What `choose` does while `explain` is asking: raises _Explained."""
-    reasons = {backend: _reason(backend, op, args) for backend in BACKENDS}
-    able = [backend for backend, reason in reasons.items() if reason is None]
+    found = reasons(op, args)
     if _forced is not None:
         backend = _forced
-        reasons = {
+        found = {
             name: reason or (None if name == _forced else f"use_backend({_forced!r}) is in force")
-            for name, reason in reasons.items()
+            for name, reason in found.items()
         }
     else:
-        backend = able[0]
-    raise _Explained(Explanation(op, backend, reasons))
+        backend = next(name for name, reason in found.items() if reason is None)
+    raise _Explained(Explanation(op, backend, found))
 
 
 def explain(op: str, *args, **kwargs) -> Explanation:

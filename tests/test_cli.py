@@ -13,10 +13,10 @@ from fastattn.__main__ import main
 from fastattn._cli.info import example
 from fastattn.backends import BACKENDS, OPS
 from fastattn.bench.cases import CASES
-from fastattn.bench.harness import FORWARD, OURS, TRAINING, Peer, compare
-from fastattn.bench.machine import Floors
+from fastattn.bench.harness import EAGER, FORWARD, OURS, TRAINING, Peer, compare
+from fastattn.bench.machine import Yardsticks, peak_memory
 from fastattn.bench.timing import interleave
-from fastattn.dispatch import explain
+from fastattn.dispatch import explain, use_backend
 
 ROOT = Path(__file__).parents[1]
 PNG = b"\x89PNG\r\n"
@@ -44,7 +44,6 @@ def test_bench_writes_valid_figures(tmp_path, capsys):
     content = json.loads((tmp_path / "figures.json").read_text())
     assert content["machine"]["torch"] == torch.__version__
     assert content["machine"]["threads"] == torch.get_num_threads()
-    assert content["floors"]["matmul_gflops"]["float32"] > 0
     assert {result["op"] for result in content["results"]} == set(CASES)
     for result in content["results"]:
         assert result["peers"][result["baseline"]]["ratio"] == 1
@@ -54,6 +53,10 @@ def test_bench_writes_valid_figures(tmp_path, capsys):
             low, high = figures["ratio_quartiles"]
             assert low <= figures["ratio"] <= high
             assert figures["gflops"] == pytest.approx(result["flops"] / figures["median_s"] / 1e9)
+            low, high = figures["fastattn_ratio_quartiles"]
+            assert low <= figures["fastattn_ratio"] <= high
+            assert (figures["share_of_floor"] is None) == (result["op"] == "overhead")
+        assert set(result["floors_s"]) == (set() if result["op"] == "overhead" else {"matmul", "copy"})
     charts = sorted(path.stem for path in (tmp_path / "charts").iterdir())
     assert charts == sorted(CASES)
     assert all(path.read_bytes().startswith(PNG) for path in (tmp_path / "charts").iterdir())
@@ -75,7 +78,7 @@ def test_every_case_has_a_distinct_name_and_a_positive_cost():
             chosen = cases(quick)
             assert len({str(case) for case in chosen}) == len(chosen), op
             assert {case.op for case in chosen} == {op}
-            assert all(case.flops > 0 and case.moved > 0 for case in chosen)
+            assert all((case.flops > 0 and case.moved > 0) == (op != "overhead") for case in chosen)
 
 
 @pytest.mark.parametrize("direction", [FORWARD, TRAINING])
@@ -90,7 +93,69 @@ def test_a_wrong_result_gets_no_figure(direction):
 
     broken = replace(problem, peers={**problem.peers, OURS: Peer(wrong, right.inputs)})
     with pytest.raises(AssertionError, match="result 0 of fastattn"):
-        compare(replace(case, build=lambda case: broken), Floors(0.01), seconds=0.01, min_rounds=2, compile=False)
+        compare(replace(case, build=lambda case: broken), Yardsticks(0.01), seconds=0.01, min_rounds=2, compile=False)
+
+
+def test_a_peer_that_fails_is_left_out_and_the_note_says_why():
+    case = CASES["attention"](True)[0]
+    problem = case.build(case)
+
+    def broken(*inputs):
+        raise RuntimeError("no such kernel\nand more")
+
+    peers = {**problem.peers, EAGER: replace(problem.peers[EAGER], call=broken)}
+    case = replace(case, build=lambda case: replace(problem, peers=peers))
+    result = compare(case, Yardsticks(0.01), seconds=0.01, min_rounds=2, compile=False)
+    assert list(result.timings) == [OURS, "sdpa"]
+    assert "eager is left out: no such kernel" in result.notes
+
+
+def test_a_case_that_runs_in_plain_torch_says_so_and_why():
+    case = CASES["layer_norm"](True)[0]
+    with use_backend("eager"):
+        result = compare(case, Yardsticks(0.01), seconds=0.01, min_rounds=2, compile=False)
+    assert [note for note in result.notes if note.startswith("fastattn runs layer_norm in plain torch here")]
+
+
+def test_bench_goes_on_after_a_case_that_fails_and_exits_with_1(monkeypatch, capsys):
+    first, second = CASES["rms_norm"](True)
+
+    def broken(case):
+        raise MemoryError("not enough")
+
+    monkeypatch.setitem(CASES, "rms_norm", lambda quick: [replace(first, build=broken), second])
+    with pytest.raises(SystemExit):
+        main(["bench", "rms_norm", "--quick", "--seconds", "0.01"])
+    out = capsys.readouterr().out
+    assert "MemoryError: not enough" in out
+    assert "training" in out
+
+
+def test_bench_runs_on_the_threads_it_is_told(tmp_path):
+    before = torch.get_num_threads()
+    try:
+        main(["bench", "rms_norm", "--quick", "--threads", "1", "--json", str(tmp_path / "figures.json")])
+    finally:
+        torch.set_num_threads(before)
+    assert json.loads((tmp_path / "figures.json").read_text())["machine"]["threads"] == 1
+    with pytest.raises(SystemExit):
+        main(["bench", "rms_norm", "--quick", "--threads", "0"])
+
+
+def test_peak_memory_sees_what_a_call_takes_and_gives_back():
+    def call():
+        return torch.ones(1 << 22).sum()
+
+    call()
+    taken = peak_memory(call)
+    assert taken is None or 2**24 * 0.9 < taken < 2**24 * 1.5
+
+
+def test_the_floor_is_as_much_work_as_the_case_has():
+    sticks = Yardsticks(0.01).of(torch.float32, 2 * 64**3 * 10, 2**20)
+    assert sticks["matmul"].share == pytest.approx(10 * 64**3 / 128**3, rel=0.8)
+    assert sticks["copy"].share == 1
+    assert Yardsticks().of(torch.float32, 0, 0) == {}
 
 
 def test_interleaving_takes_turns_and_rotates_who_begins():

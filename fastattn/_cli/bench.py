@@ -7,43 +7,54 @@ from rich.progress import Progress
 
 from ..bench import peers, report
 from ..bench.cases import CASES
-from ..bench.harness import Result, compare
-from ..bench.machine import Floors, describe
+from ..bench.harness import Result, compare, first_line
+from ..bench.machine import Yardsticks, describe
 
 
-def bench(ops: list[str], quick: bool, seconds: float, compile: bool, json: Path | None, plot: Path | None) -> None:
-    """Measures these ops, prints a table each as soon as it is there, and writes what was asked for."""
+def bench(ops: list[str], quick: bool, seconds: float, compile: bool, json: Path | None, plot: Path | None) -> bool:
+    """Measures these ops, prints a table each as soon as it is there, and writes what was asked for.
+
+    Returns:
+        Whether every case could be measured; it has said why where not.
+    """
     console = Console()
     if not console.is_terminal:
         console.width = max(console.width, 140)  # a pipe has no width of its own; the tables need this much
     machine = describe()
+    kernels = "no kernels" if machine["isa"] is None else f"kernels for {machine['isa']}"
     console.print(
-        f"{machine['cpu']}, {machine['threads']} threads, torch {machine['torch']}, fastattn {machine['fastattn']}"
-        f" ({(machine['commit'] or 'no commit')[:12]})",
+        f"{machine['cpu']}, {report.threads(machine)}, {kernels}, "
+        f"torch {machine['torch']}, fastattn {machine['fastattn']} ({machine['commit'] or 'no commit'})",
         highlight=False,
     )
     if compile and peers.compile_unavailable() is not None:
         console.print(f"Without torch.compile: {peers.compile_unavailable()}", highlight=False, markup=False)
         compile = False
-    seconds, min_rounds = (0.05, 3) if quick else (seconds, 5)
-    floors = Floors(seconds=0.02) if quick else Floors()
+    min_rounds = 3 if quick else 5
+    yardsticks = Yardsticks(seconds=0.02) if quick else Yardsticks()
     cases = {op: CASES[op](quick) for op in ops}
     results: list[Result] = []
+    failed = 0
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("", total=sum(map(len, cases.values())))
         for op in ops:
             for case in cases[op]:
                 progress.update(task, description=f"{op} {case}")
-                results.append(compare(case, floors, seconds=seconds, min_rounds=min_rounds, compile=compile))
+                try:
+                    results.append(compare(case, yardsticks, seconds=seconds, min_rounds=min_rounds, compile=compile))
+                except Exception as error:  # said here, and the other cases go on
+                    failed += 1
+                    line = f"Not measured, {op} {case}: {type(error).__name__}: {first_line(error)}"
+                    progress.console.print(line, highlight=False, markup=False)
                 progress.advance(task)
-            progress.console.print(report.table(op, [result for result in results if result.case.op == op]))
+            measured = [result for result in results if result.case.op == op]
+            if measured:
+                progress.console.print(report.table(op, measured))
             if json is not None:
-                report.write_json(json, results, floors)
-    for kind, values in floors.as_dict().items():
-        line = ", ".join(f"{name}: {rate:.1f}" for name, rate in values.items())
-        console.print(f"Floors, {kind}: {line}", highlight=False)
+                report.write_json(json, results)
     if json is not None:
         console.print(f"Figures: {json}", highlight=False)
     if plot is not None:
         for path in report.write_charts(plot, results):
             console.print(f"Chart: {path}", highlight=False)
+    return failed == 0

@@ -1,21 +1,22 @@
 """Compares several implementations of one computation: they must agree, then they are timed in turn.
 
 A `Case` says what is computed; its `Problem` holds one `Peer` for each implementation. `compare` checks every peer's
-outputs and gradients against float64 and then times all of them interleaved (`timing.py`): a machine that slows down
-for a moment slows all of them. A peer's figure is its median over the rounds; a ratio is the median of the rounds' own
-ratios.
+outputs and gradients against float64 and then times all of them interleaved (`timing.py`), and with them a matrix
+product and a copy (`machine.Yardsticks`): a machine that slows down for a moment slows all of them. A peer's figure is
+its median over the rounds; a ratio, also that to the floor, is the median of the rounds' own ratios.
 """
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from unittest import mock
 
 import torch
 from torch import Tensor
 
-from .. import verify
+from .. import dispatch, verify
 from . import peers
-from .machine import Floors
+from .machine import Yardsticks, peak_memory
 from .timing import interleave
 
 FORWARD = "forward"  # under torch.no_grad
@@ -73,8 +74,8 @@ class Case:
         dtype: of all floating inputs.
         direction: FORWARD or TRAINING.
         build: makes the problem: inputs from a fixed seed, and the peers.
-        flops: floating-point operations that the computation needs.
-        moved: bytes that it must read and write.
+        flops: floating-point operations that the computation needs; 0 where they are not the matter.
+        moved: bytes that it must read and write, likewise.
         options: what else distinguishes the case, in words.
     """
 
@@ -101,48 +102,70 @@ class Case:
 
 
 @dataclass(frozen=True)
+class Ratio:
+    """The median of the rounds' ratios, and their quartiles."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, above: Sequence[float], below: Sequence[float]) -> "Ratio":
+        """Of samples of the same rounds: how many times as long the first takes as the second."""
+        low, median, high = statistics.quantiles([a / b for a, b in zip(above, below, strict=True)], n=4)
+        return cls(median, low, high)
+
+
+@dataclass(frozen=True)
 class Timing:
-    """What one peer took (seconds a call, one sample a round), and its error as a share of the largest value."""
+    """What one peer took.
+
+    Attributes:
+        samples: seconds a call, one a round.
+        error: its largest error, as a share of the largest value.
+        memory: bytes that a call takes beside its inputs; None where that is not known.
+    """
 
     samples: list[float]
-    ratios: list[float]
     error: float
+    memory: int | None
 
     @property
     def median(self) -> float:
         return statistics.median(self.samples)
 
-    @property
-    def ratio(self) -> float:
-        """How many times as fast as the baseline."""
-        return statistics.median(self.ratios)
-
-    @property
-    def ratio_range(self) -> tuple[float, float]:
-        """The quartiles of the rounds' ratios."""
-        low, _, high = statistics.quantiles(self.ratios, n=4)
-        return low, high
-
 
 @dataclass(frozen=True)
 class Result:
-    """A case, what each peer took, and the shortest times in which this machine could multiply and move as much."""
+    """A case and what came of it.
+
+    Attributes:
+        timings: by peer.
+        floors: for each yardstick the seconds, one sample a round, that this machine then took for as much of it as the
+            case needs.
+        notes: what ran otherwise than the names say, and why: an op without a kernel, a peer that is missing.
+    """
 
     case: Case
     baseline: str
     timings: dict[str, Timing]
-    matmul_floor: float
-    copy_floor: float
+    floors: dict[str, list[float]]
+    notes: list[str]
+
+    def speed(self, peer: str, other: str) -> Ratio:
+        """How many times as fast as another peer."""
+        return Ratio.of(self.timings[other].samples, self.timings[peer].samples)
 
     @property
-    def floor(self) -> float:
-        """The shortest time in which this machine could do it (see `Floors`)."""
-        return max(self.matmul_floor, self.copy_floor)
+    def bound(self) -> str | None:
+        """The yardstick that sets the floor; None where the case's work is not counted."""
+        return max(self.floors, key=lambda name: statistics.median(self.floors[name]), default=None)
 
-    @property
-    def compute_bound(self) -> bool:
-        """Whether multiplying sets the floor, not moving."""
-        return self.matmul_floor >= self.copy_floor
+    def share_of_floor(self, peer: str) -> float | None:
+        """The shortest time in which this machine could do it, as a share of what the peer took."""
+        if self.bound is None:
+            return None
+        return Ratio.of(self.floors[self.bound], self.timings[peer].samples).median
 
     @property
     def overhead(self) -> float | None:
@@ -153,7 +176,7 @@ class Result:
         return statistics.median(call - kernel for call, kernel in pairs)
 
     def as_dict(self) -> dict:
-        """For JSON: plain names and numbers, seconds throughout."""
+        """For JSON: plain names and numbers, seconds and bytes throughout."""
         return {
             "op": self.case.op,
             "shape": self.case.shape,
@@ -162,26 +185,30 @@ class Result:
             "direction": self.case.direction,
             "flops": self.case.flops,
             "bytes": self.case.moved,
-            "matmul_floor_s": self.matmul_floor,
-            "copy_floor_s": self.copy_floor,
+            "floors_s": {name: statistics.median(samples) for name, samples in self.floors.items()},
             "overhead_s": self.overhead,
             "baseline": self.baseline,
+            "notes": self.notes,
             "peers": {name: self.peer_as_dict(name) for name in self.timings},
         }
 
     def peer_as_dict(self, name: str) -> dict:
         """One peer's figures, for JSON."""
         timing = self.timings[name]
+        to_baseline, ours = self.speed(name, self.baseline), self.speed(OURS, name)
         return {
             "median_s": timing.median,
             "min_s": min(timing.samples),
             "max_s": max(timing.samples),
             "rounds": len(timing.samples),
-            "ratio": timing.ratio,
-            "ratio_quartiles": list(timing.ratio_range),
+            "ratio": to_baseline.median,
+            "ratio_quartiles": [to_baseline.low, to_baseline.high],
+            "fastattn_ratio": ours.median,
+            "fastattn_ratio_quartiles": [ours.low, ours.high],
             "gflops": self.case.flops / timing.median / 1e9,
             "gbytes_per_s": self.case.moved / timing.median / 1e9,
-            "share_of_floor": self.floor / timing.median,
+            "share_of_floor": self.share_of_floor(name),
+            "memory_bytes": timing.memory,
             "error": timing.error,
         }
 
@@ -191,24 +218,43 @@ def peer_names(case: Case, compile: bool) -> list[str]:
     return list(_with_compile(case.build(case), compile).peers)
 
 
-def compare(case: Case, floors: Floors, *, seconds: float = 2.0, min_rounds: int = 5, compile: bool = True) -> Result:
+def compare(
+    case: Case, yardsticks: Yardsticks, *, seconds: float = 2.0, min_rounds: int = 5, compile: bool = True
+) -> Result:
     """Checks and times every peer of a case, spending about `seconds` on the timing.
 
-    With `compile`, torch.compile of the eager peer is one more peer.
+    With `compile`, torch.compile of the eager peer is one more peer. A peer other than fastattn and the baseline that
+    fails is left out, and a note says why.
 
     Raises:
-        AssertionError: a peer's outputs or gradients are not those of the definition.
+        AssertionError: fastattn's outputs or gradients are not those of the definition.
     """
     problem = _with_compile(case.build(case), compile)
-    steps = {name: _step(peer, case.direction) for name, peer in problem.peers.items()}
-    errors = _check(case, problem, steps)
-    taken = interleave(list(steps.values()), seconds=seconds, min_rounds=min_rounds)
-    samples = dict(zip(steps, taken, strict=True))
-    timings = {
-        name: Timing(own, [b / t for b, t in zip(samples[problem.baseline], own, strict=True)], errors[name])
-        for name, own in samples.items()
-    }
-    return Result(case, problem.baseline, timings, *floors.seconds(case.dtype, case.flops, case.moved))
+    steps, errors, notes = {}, {}, []
+    expected = _expected(case, problem)
+    for name, peer in problem.peers.items():
+        try:
+            step = _step(peer, case.direction)
+            errors[name] = _check(case, name, peer, step, expected)
+            steps[name] = step
+        except Exception as error:  # noqa: PERF203  (the other peers' figures stand)
+            if name in (OURS, problem.baseline):
+                raise
+            notes.append(f"{name} is left out: {first_line(error)}")
+    del expected
+    notes += _plain_torch(steps[OURS])
+    memory = {name: peak_memory(step) for name, step in steps.items()}
+    beside = yardsticks.of(case.dtype, case.flops, case.moved)
+    calls = [*steps.values(), *(yardstick.call for yardstick in beside.values())]
+    samples = dict(zip([*steps, *beside], interleave(calls, seconds=seconds, min_rounds=min_rounds), strict=True))
+    timings = {name: Timing(samples[name], errors[name], memory[name]) for name in steps}
+    floors = {name: [s * yardstick.share for s in samples[name]] for name, yardstick in beside.items()}
+    return Result(case, problem.baseline, timings, floors, notes)
+
+
+def first_line(error: Exception) -> str:
+    """What an exception says, for a table."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _with_compile(problem: Problem, compile: bool) -> Problem:
@@ -249,32 +295,51 @@ def _floating(x: object) -> bool:
 
 def _pattern(out: Tensor) -> Tensor:
     """A gradient for an output: it differs along the features only, so that padded and packed batches get the same one,
-    and its values (eighths) are exact in every dtype."""
+    and its values (eighths) are exact in every dtype. A loss gets 1."""
+    if out.ndim == 0:
+        return torch.ones_like(out)
     wave = (torch.arange(out.shape[-1], device=out.device) * 7 % 17 - 8) / 8
     return wave.to(out.dtype).expand(out.shape).contiguous()
 
 
-def _check(case: Case, problem: Problem, steps: dict[str, Callable]) -> dict[str, float]:
-    """The largest error of each peer, as a share of the reference's largest value."""
+def _expected(case: Case, problem: Problem) -> tuple[list[Tensor], list[Tensor]]:
+    """What the definition gives in the case's dtype and in float64."""
     definition = problem.definition
 
     def at(dtype: torch.dtype) -> list[Tensor]:
         inputs = tuple(x.to(dtype) if _floating(x) else x for x in definition.inputs)
         return _common(definition, _step(replace(definition, inputs=inputs), case.direction)(), case.direction)
 
-    reference, plain = at(torch.float64), at(case.dtype)
-    errors = {}
-    for name, peer in problem.peers.items():
-        errors[name] = 0.0
-        found = _common(peer, steps[name](), case.direction)
-        for index, tensors in enumerate(zip(found, plain, reference, strict=True)):
-            comparison = verify.compare(*tensors, name=f"result {index} of {name}")
-            factor = 1.0 if name == OURS else PEER_FACTOR
-            if comparison.mismatch is not None or comparison.error > factor * comparison.allowed:
-                raise AssertionError(f"no figure is reported for a wrong result: {case.op} {case}: {comparison}")
-            largest = tensors[2].abs().max().item() if tensors[2].numel() else 0.0
-            errors[name] = max(errors[name], comparison.error / largest if largest else 0.0)
-    return errors
+    return at(case.dtype), at(torch.float64)
+
+
+def _check(case: Case, name: str, peer: Peer, step: Callable, expected: tuple[list[Tensor], list[Tensor]]) -> float:
+    """The largest error of a peer, as a share of the reference's largest value."""
+    largest_error = 0.0
+    found = _common(peer, step(), case.direction)
+    for index, tensors in enumerate(zip(found, *expected, strict=True)):
+        comparison = verify.compare(*tensors, name=f"result {index} of {name}")
+        factor = 1.0 if name == OURS else PEER_FACTOR
+        if comparison.mismatch is not None or comparison.error > factor * comparison.allowed:
+            raise AssertionError(f"no figure is reported for a wrong result: {case.op} {case}: {comparison}")
+        largest = tensors[2].abs().max().item() if tensors[2].numel() else 0.0
+        largest_error = max(largest_error, comparison.error / largest if largest else 0.0)
+    return largest_error
+
+
+def _plain_torch(step: Callable[[], object]) -> list[str]:
+    """The ops that a call runs in plain torch, each with the reasons why no kernel takes it, in words."""
+    choose, found = dispatch.choose, {}
+
+    def noting(op: str, args: tuple) -> str:
+        backend = choose(op, args)
+        if backend == "eager":
+            found[op] = "; ".join(f"{b}: {reason}" for b, reason in dispatch.reasons(op, args).items() if reason)
+        return backend
+
+    with mock.patch.object(dispatch, "choose", noting):
+        step()
+    return [f"fastattn runs {op} in plain torch here: {why}" for op, why in found.items()]
 
 
 def _common(peer: Peer, results: tuple[Tensor, ...], direction: str) -> list[Tensor]:

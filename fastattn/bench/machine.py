@@ -1,14 +1,19 @@
-"""What a figure was measured on, and the rates at which this machine can multiply and copy at all."""
+"""What a figure was measured on, the work it is held against, and the memory that a call takes."""
 
+import ctypes
+import functools
 import math
 import os
 import platform
 import re
 import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from ..backends.cpu import _native
 from .peers import onednn_linear
 from .timing import interleave
 
@@ -58,6 +63,7 @@ def describe() -> dict:
         "cpu_flags": flags,
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "isa": None if _native.C is None else _native.C.isa(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -66,50 +72,76 @@ def describe() -> dict:
     }
 
 
-class Floors:
-    """The best this machine does at the two things every kernel is made of, measured when first asked for.
+@dataclass(frozen=True)
+class Yardstick:
+    """Work that is timed beside a case, in the same rounds, to say how fast this machine was at that moment.
 
-    A computation of `flops` operations that moves `moved` bytes takes at least the longer of the two times. The matrix
-    rate is the best of torch's product and oneDNN's at 1024 × 1024 × 1024, in the dtype or in float32; the bandwidth is
-    that of a copy of as many bytes as the computation moves, so that what stays in the caches is compared with a copy
-    in the caches.
+    Attributes:
+        call: the work.
+        share: the case takes at least this many times as long as the call does.
     """
 
-    def __init__(self, seconds: float = 0.3) -> None:
-        self._seconds = seconds
-        self._matmul: dict[torch.dtype, float] = {}  # flops a second
-        self._copy: dict[int, float] = {}  # bytes a second, by bytes moved
+    call: Callable[[], object]
+    share: float
 
-    def seconds(self, dtype: torch.dtype, flops: float, moved: float) -> tuple[float, float]:
-        """The shortest time for this many floating-point operations, and the shortest for this many bytes."""
-        matmul = max(self._matmul_rate(dtype), self._matmul_rate(torch.float32))
-        return flops / matmul, moved / self._copy_rate(moved)
 
-    def as_dict(self) -> dict:
-        """For JSON: what was measured so far."""
-        return {
-            "matmul_gflops": {str(d).removeprefix("torch."): rate / 1e9 for d, rate in self._matmul.items()},
-            "copy_gbytes_per_s": {str(size): rate / 1e9 for size, rate in sorted(self._copy.items())},
-        }
+class Yardsticks:
+    """The two things that every kernel is made of: multiplying matrices and moving bytes.
 
-    def _matmul_rate(self, dtype: torch.dtype) -> float:
-        if dtype not in self._matmul:
-            size = 1024
-            a, b = torch.randn(2, size, size).to(dtype)
-            calls = [lambda: torch.mm(a, b.T)]
-            onednn = onednn_linear()
-            if onednn is not None:
-                calls.append(lambda: onednn(a, b))
-            with torch.no_grad():
-                samples = interleave(calls, seconds=self._seconds, min_rounds=3)
-            self._matmul[dtype] = 2 * size**3 / min(min(own) for own in samples)
-        return self._matmul[dtype]
+    `matmul` is a product of two square matrices with about as many operations as the case needs, up to
+    1024 × 1024 × 1024; the fastest of torch's and oneDNN's, in the dtype or in float32. `copy` copies as many bytes as
+    the case moves, so that what stays in the caches is held against a copy in the caches.
+    """
 
-    def _copy_rate(self, moved: float) -> float:
-        size = 2 ** min(max(round(math.log2(max(moved, 1.0))), 16), 28)
-        if size not in self._copy:
+    def __init__(self, seconds: float = 0.2) -> None:
+        self._seconds = seconds  # to find the fastest product
+        self._fastest: dict[tuple[torch.dtype, int], Callable[[], object]] = {}
+
+    def of(self, dtype: torch.dtype, flops: float, moved: float) -> dict[str, Yardstick]:
+        """The yardsticks of a case with so much to do; none for work that it has not."""
+        found = {}
+        if flops > 0:
+            size = 32 * min(max(round((flops / 2) ** (1 / 3) / 32), 2), 32)
+            found["matmul"] = Yardstick(self._matmul(dtype, size), flops / (2 * size**3))
+        if moved > 0:
+            size = 2 ** min(max(round(math.log2(moved)), 12), 28)
             source = torch.ones(size // 8)  # float32; half of the bytes are read, half written
-            target = torch.empty_like(source)
-            (samples,) = interleave([lambda: target.copy_(source)], seconds=self._seconds, min_rounds=3)
-            self._copy[size] = size / min(samples)
-        return self._copy[size]
+            found["copy"] = Yardstick(functools.partial(torch.empty_like(source).copy_, source), moved / size)
+        return found
+
+    def _matmul(self, dtype: torch.dtype, size: int) -> Callable[[], object]:
+        if (dtype, size) not in self._fastest:
+            calls: list[Callable[[], object]] = []
+            for kind in {dtype, torch.float32}:
+                a, b = torch.ones(2, size, size, dtype=kind)
+                calls.append(functools.partial(torch.mm, a, b.T))
+                onednn = onednn_linear()
+                if onednn is not None and kind in (torch.float32, torch.bfloat16):
+                    calls.append(functools.partial(onednn, a, b))
+            samples = interleave(calls, seconds=self._seconds, min_rounds=3)
+            self._fastest[dtype, size] = min(zip(samples, calls, strict=True), key=lambda pair: min(pair[0]))[1]
+        return self._fastest[dtype, size]
+
+
+def peak_memory(call: Callable[[], object]) -> int | None:
+    """Bytes by which the process grows at most during a call, results included; None where Linux does not tell.
+
+    Seen from outside, so that a kernel's scratch counts as torch's tensors do. Call it once before: what is made on a
+    first call and kept is no part of it.
+    """
+    status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+    try:
+        ctypes.CDLL(None).malloc_trim(0)  # free memory that the allocator keeps would hide what the call takes
+        reset.write_text("5")  # sets the high-water mark to the present size
+        before = _kilobytes(status.read_text(), "VmRSS")
+        call()
+        return max(0, _kilobytes(status.read_text(), "VmHWM") - before) * 1024
+    except (OSError, AttributeError, ValueError):
+        return None
+
+
+def _kilobytes(status: str, name: str) -> int:
+    found = re.search(rf"^{name}:\s*(\d+) kB$", status, re.M)
+    if found is None:
+        raise ValueError(f"no {name} in /proc/self/status")
+    return int(found[1])

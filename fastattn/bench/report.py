@@ -4,10 +4,11 @@ import json
 from collections import defaultdict
 from pathlib import Path
 
+from rich.markup import escape
 from rich.table import Table
 
-from .harness import OURS, Result
-from .machine import Floors, describe
+from .harness import BACKEND, OURS, Result
+from .machine import describe
 
 COLOURS = {OURS: "#d95f30", "sdpa": "#5f8dd3", "eager": "#9aa0a6", "torch.compile": "#6bab6e", "onednn": "#9a6fb0"}
 
@@ -21,33 +22,70 @@ def by_op(results: list[Result]) -> dict[str, list[Result]]:
 
 
 def table(op: str, results: list[Result]) -> Table:
-    """A row a case: every peer's time, then fastattn's ratio to the baseline, its rate and its share of the floor."""
+    """A row a case: every peer's time and memory and fastattn's ratio to it, then fastattn's rate and share of the floor."""
     names = list(dict.fromkeys(name for result in results for name in result.timings))
-    view = Table(title=op, title_justify="left")
+    view = Table(title=op, title_justify="left", caption=_caption(results), caption_justify="left", show_lines=True)
     view.add_column("case", min_width=28)
     overheads = [] if all(result.overhead is None for result in results) else ["call - backend"]
-    for name in (*names, *overheads, "times as fast as (quartiles)", "rate", "of floor"):
+    bounds = [] if all(result.bound is None for result in results) else ["rate, share of the floor"]
+    for name in (*names, *overheads, *bounds):
         view.add_column(name, justify="right")
     for result in results:
-        ours, figures = result.timings[OURS], result.peer_as_dict(OURS)
-        low, high = ours.ratio_range
-        times = [_time(result.timings[name].median) if name in result.timings else "" for name in names]
+        cells = [_cell(result, name) if name in result.timings else "" for name in names]
         if overheads:
-            times.append("" if result.overhead is None else _time(result.overhead))
-        rate = f"{figures['gflops']:.1f} GFLOP/s" if result.compute_bound else f"{figures['gbytes_per_s']:.1f} GB/s"
-        ratio = f"[bold]{ours.ratio:.2f}[/] {result.baseline} ({low:.2f} to {high:.2f})"
-        view.add_row(str(result.case), *times, ratio, rate, f"{figures['share_of_floor']:.0%}")
+            cells.append("" if result.overhead is None else _time(result.overhead))
+        if bounds:
+            cells.append(_rate(result))
+        view.add_row(str(result.case), *cells)
     return view
 
 
+def _cell(result: Result, name: str) -> str:
+    """A peer's time, the memory of a call if it is worth a word, and how many times as fast as the peer fastattn is."""
+    timing = result.timings[name]
+    memory = f", {timing.memory / 2**20:.0f} MiB" if timing.memory is not None and timing.memory >= 2**20 else ""
+    cell = _time(timing.median) + memory
+    if name in (OURS, BACKEND):
+        return cell
+    ratio = result.speed(OURS, name)
+    return f"{cell}\n[bold]{ratio.median:.2f}[/] ({ratio.low:.2f} to {ratio.high:.2f})"
+
+
+def _rate(result: Result) -> str:
+    share = result.share_of_floor(OURS)
+    if share is None:
+        return ""
+    figures = result.peer_as_dict(OURS)
+    multiplies = result.bound == "matmul"
+    rate = f"{figures['gflops']:.1f} GFLOP/s" if multiplies else f"{figures['gbytes_per_s']:.1f} GB/s"
+    return f"{rate}\n{share:.0%} of {result.bound}"
+
+
+def _caption(results: list[Result]) -> str:
+    """How to read a cell, and the notes of all cases, each once."""
+    notes: dict[str, list[str]] = defaultdict(list)
+    for result in results:
+        for note in result.notes:
+            notes[note].append(str(result.case))
+    lines = ["Under a time: how many times as fast fastattn is; the median of the rounds' ratios, and their quartiles."]
+    for note, cases in notes.items():
+        lines.append(note if len(cases) == len(results) else f"{note} ({'; '.join(cases)})")
+    return escape("\n".join(lines))
+
+
 def _time(seconds: float) -> str:
-    return f"{seconds * 1e6:.1f} µs" if seconds < 1e-3 else f"{seconds * 1e3:.2f} ms"
+    return f"{seconds * 1e6:.1f} µs" if abs(seconds) < 1e-3 else f"{seconds * 1e3:.2f} ms"
 
 
-def write_json(path: Path, results: list[Result], floors: Floors) -> None:
+def threads(machine: dict) -> str:
+    """How many threads, of what `describe` gave."""
+    return f"{machine['threads']} thread{'' if machine['threads'] == 1 else 's'}"
+
+
+def write_json(path: Path, results: list[Result]) -> None:
     """Everything measured, with the machine it was measured on."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    content = {"machine": describe(), "floors": floors.as_dict(), "results": [result.as_dict() for result in results]}
+    content = {"machine": describe(), "results": [result.as_dict() for result in results]}
     path.write_text(json.dumps(content, indent=1) + "\n")
 
 
@@ -59,13 +97,17 @@ def write_charts(folder: Path, results: list[Result]) -> list[Path]:
     from matplotlib import pyplot
 
     folder.mkdir(parents=True, exist_ok=True)
-    name, paths = describe()["cpu"], []
+    machine, paths = describe(), []
     for op, group in by_op(results).items():
         peers = list(dict.fromkeys(peer for result in group for peer in result.timings))
         height = 0.8 / len(peers)
         figure, axes = pyplot.subplots(figsize=(9, 1.2 + 0.22 * len(group) * (len(peers) + 1)), layout="constrained")
         for index, peer in enumerate(peers):
-            rows = [(i, result.timings[peer].ratio) for i, result in enumerate(group) if peer in result.timings]
+            rows = [
+                (i, result.speed(peer, result.baseline).median)
+                for i, result in enumerate(group)
+                if peer in result.timings
+            ]
             places = [i + (index - (len(peers) - 1) / 2) * height for i, _ in rows]
             bars = axes.barh(places, [ratio for _, ratio in rows], height, label=peer, color=COLOURS.get(peer))
             axes.bar_label(bars, fmt="%.2f", padding=3, fontsize=7)
@@ -73,7 +115,7 @@ def write_charts(folder: Path, results: list[Result]) -> list[Path]:
         axes.invert_yaxis()
         axes.axvline(1, color="black", linewidth=0.8)
         axes.set_xlabel(f"times as fast as {' or '.join(dict.fromkeys(result.baseline for result in group))}")
-        axes.set_title(f"{op} on {name}")
+        axes.set_title(f"{op} on {machine['cpu']}, {threads(machine)}")
         axes.legend(fontsize=8)
         paths.append(folder / f"{op}.png")
         figure.savefig(paths[-1], dpi=130)

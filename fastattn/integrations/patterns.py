@@ -65,13 +65,14 @@ class Pattern(Swapped):
 
 
 def _getter(path: str) -> Callable[[Any], Any]:
-    """`operator.attrgetter(path)`, which torch.compile cannot trace."""
-    *outer, last = path.split(".")
+    """`operator.attrgetter(path)`, which torch.compile cannot trace. Children first: a module's getattr finds them last."""
+    names = path.split(".")
 
     def get(module: Any) -> Any:
-        for name in outer:
-            module = getattr(module, name)
-        return getattr(module, last)
+        for name in names:
+            child = module._modules.get(name)
+            module = getattr(module, name) if child is None else child
+        return module
 
     return get
 

@@ -113,21 +113,23 @@ class LayerNorm(nn.LayerNorm):
             RuntimeError: a shape that does not end in normalized_shape, a residual of another shape, an integer input,
                 parameters in neither input's dtype nor float32.
         """
-        _check(input, residual, self.normalized_shape)
-        if _is_mixed(self.weight, input) or _is_mixed(self.bias, input):
+        shape, weight, bias = (
+            self.normalized_shape,
+            self.weight,
+            self.bias,
+        )  # each look-up of a parameter takes its time
+        _check(input, residual, shape)
+        if _is_mixed(weight, input) or _is_mixed(bias, input):
             raise RuntimeError(
-                f"input has dtype {input.dtype} but the norm's parameters have {self.weight.dtype}; expected input's "
+                f"input has dtype {input.dtype} but the norm's parameters have {weight.dtype}; expected input's "
                 "dtype or float32: convert one with .to(dtype)"
             )
         p = (self.dropout if self.training else 0.0) if dropout_p is None else dropout_p
-        dims = len(self.normalized_shape)
+        dims = len(shape)
+        if dims == 1:
+            return ops.layer_norm(input, weight, bias, self.eps, residual, p)
         result = ops.layer_norm(
-            cast(Tensor, _flat(input, dims)),
-            _flat(self.weight, dims),
-            _flat(self.bias, dims),
-            self.eps,
-            _flat(residual, dims),
-            p,
+            cast(Tensor, _flat(input, dims)), _flat(weight, dims), _flat(bias, dims), self.eps, _flat(residual, dims), p
         )
         return _unflat(result, input.shape, dims)
 

@@ -120,16 +120,17 @@ def attention_shapes(query: Tensor, key: Tensor, value: Tensor, q_layout: str, k
     rank("query", query, q_layout, ndim)
     rank("key", key, k_layout, ndim)
     rank("value", value, k_layout, ndim)
-    head_dim = query.shape[-1]
-    if key.shape[-1] != head_dim:
+    q_shape, k_shape, v_shape = query.shape, key.shape, value.shape  # each look-up makes a torch.Size
+    head_dim = q_shape[-1]
+    if k_shape[-1] != head_dim:
         raise ValueError(
-            f"key has head_dim {key.shape[-1]} but query has {head_dim}; their last dimensions must be equal"
+            f"key has head_dim {k_shape[-1]} but query has {head_dim}; their last dimensions must be equal"
         )
-    if key.shape[:-1] != value.shape[:-1]:
+    if k_shape[:-1] != v_shape[:-1]:
         raise ValueError(
-            f"key has shape {tuple(key.shape)} and value {tuple(value.shape)}; all but the last dimension must be equal"
+            f"key has shape {tuple(k_shape)} and value {tuple(v_shape)}; all but the last dimension must be equal"
         )
-    heads, kv_heads = query.shape[1], key.shape[1]
+    heads, kv_heads = q_shape[1], k_shape[1]
     if heads != kv_heads and (kv_heads == 0 or heads % kv_heads != 0):
         raise ValueError(f"query has {heads} heads and key {kv_heads}; query's must be a multiple of key's")
     if head_dim == 0:

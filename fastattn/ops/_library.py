@@ -10,6 +10,10 @@ from types import NoneType
 
 import torch
 from torch import Tensor
+from torch._C import _are_functorch_transforms_active, _get_tracing_state, _len_torch_dispatch_stack
+from torch._C._functorch import unwrap_if_dead
+from torch.autograd import profiler
+from torch.compiler import is_compiling
 from torch.nn import Parameter
 
 from ..backends import BACKENDS
@@ -22,11 +26,11 @@ _PLAIN_TYPES = {Tensor, Parameter, NoneType, int, float, bool, str, list}
 def _watched(args: tuple) -> bool:
     """Whether the call must go through torch's dispatcher: a tracer, a mode, a transform or a tensor subclass is at work."""
     return (
-        torch.compiler.is_compiling()
-        or torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._are_functorch_transforms_active()
-        or torch._C._get_tracing_state() is not None
-        or torch.autograd.profiler._is_profiler_enabled
+        is_compiling()
+        or _len_torch_dispatch_stack() > 0
+        or _are_functorch_transforms_active()
+        or _get_tracing_state() is not None
+        or profiler._is_profiler_enabled
         or not _PLAIN_TYPES.issuperset(map(type, args))
     )
 
@@ -88,11 +92,15 @@ def define_composite(op: str, schema: str) -> torch._ops.OpOverload:
     return getattr(torch.ops.fastattn, op).default
 
 
-_TWINS: dict[type[torch.autograd.Function], type[torch.autograd.Function]] = {}
+_APPLY_UNWATCHED: dict[type[torch.autograd.Function], Callable] = {}
 
 
 def differentiable(function: type[torch.autograd.Function]) -> type[torch.autograd.Function]:
-    """Gives a Function with `setup_context` (which transforms need) a twin without (which costs a third of it a call)."""
+    """Gives a Function with `setup_context` (which transforms need) a twin without (which costs a third of it a call).
+
+    The twin is applied by the C++ method under `Function.apply`, whose Python looks for `setup_context` and for
+    transforms: the one is not there, and the other `_watched` has asked.
+    """
 
     def forward(ctx, *args):
         output = function.forward(*args)
@@ -105,14 +113,15 @@ def differentiable(function: type[torch.autograd.Function]) -> type[torch.autogr
         {"forward": staticmethod(forward), "backward": staticmethod(function.backward)},
     )
     function.generate_vmap_rule = True
-    _TWINS[function] = twin
+    _APPLY_UNWATCHED[function] = super(torch.autograd.Function, twin).apply  # type: ignore[misc]
     return function
 
 
 def record(function: type[torch.autograd.Function], *args):
     """Runs a differentiable Function. A tensor given twice (lengths in self-attention) is made two for torch.compile."""
     if not _watched(args):
-        return _TWINS[function].apply(*args)
+        # A tensor that has outlived the transform it was made in stands for another one; `Function.apply` knows it, too.
+        return _APPLY_UNWATCHED[function](*[unwrap_if_dead(arg) if type(arg) is Tensor else arg for arg in args])
     if torch.compiler.is_compiling():
         seen: list[Tensor] = []
         distinct = []

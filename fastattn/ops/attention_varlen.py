@@ -63,7 +63,8 @@ def attention_varlen(
     max_seqlen_q = _checks.integer("max_seqlen_q", max_seqlen_q)
     max_seqlen_k = _checks.integer("max_seqlen_k", max_seqlen_k)
     _checks.cu_seqlens("cu_seqlens_q", cu_seqlens_q, "query", total_q, "max_seqlen_q", max_seqlen_q, query)
-    _checks.cu_seqlens("cu_seqlens_k", cu_seqlens_k, "key", key.shape[0], "max_seqlen_k", max_seqlen_k, query)
+    if cu_seqlens_k is not cu_seqlens_q or key.shape[0] != total_q or max_seqlen_k != max_seqlen_q:
+        _checks.cu_seqlens("cu_seqlens_k", cu_seqlens_k, "key", key.shape[0], "max_seqlen_k", max_seqlen_k, query)
     batch = cu_seqlens_q.shape[0] - 1
     if cu_seqlens_k.shape[0] - 1 != batch:
         raise ValueError(

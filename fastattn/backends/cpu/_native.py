@@ -49,7 +49,7 @@ def unsupported(tensor: Tensor, *others: Tensor | None) -> str | None:
     """
     if not available:
         return reason
-    if tensor.device.type != "cpu":
+    if not tensor.is_cpu:
         return f"it runs on CPU tensors, and these are on {tensor.device}"
     dtype = tensor.dtype
     if dtype not in DTYPES:
@@ -57,7 +57,7 @@ def unsupported(tensor: Tensor, *others: Tensor | None) -> str | None:
     if tensor.ndim > 8:
         return f"its tensors have at most 8 dimensions, not {tensor.ndim}; flatten some of them"
     for other in others:
-        if other is not None and (other.dtype != dtype or other.device.type != "cpu"):
+        if other is not None and (other.dtype != dtype or not other.is_cpu):
             return (
                 f"its tensors must share one dtype and device, and these are {str(dtype).removeprefix('torch.')} and "
                 f"{str(other.dtype).removeprefix('torch.')} on {other.device}"

@@ -4,15 +4,19 @@ from collections.abc import Callable
 
 from ..harness import Case
 from . import (
+    additive_attention,
     attention,
     attention_varlen,
     attention_with_kvcache,
     encoder_layer,
     feed_forward,
+    info_nce,
     layer_norm,
     linear,
+    linear_cross_entropy,
     overhead,
     rms_norm,
+    rotary_embedding,
 )
 
 CASES: dict[str, Callable[[bool], list[Case]]] = {
@@ -21,10 +25,14 @@ CASES: dict[str, Callable[[bool], list[Case]]] = {
         attention,
         attention_varlen,
         attention_with_kvcache,
+        additive_attention,
         layer_norm,
         rms_norm,
         linear,
         feed_forward,
+        rotary_embedding,
+        linear_cross_entropy,
+        info_nce,
         encoder_layer,
         overhead,
     )

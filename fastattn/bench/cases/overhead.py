@@ -1,71 +1,74 @@
 """What a call costs beside its kernel: tensors so small that the kernel takes next to nothing.
 
-Compare fastattn's time with the kernel's own ("backend": the backend's `forward` on arguments already checked, allocations
-included) and with torch's functions on the same tensors. "recorded" calls record a graph for a backward that does not
-follow; in training it does.
+"call - backend" is a call of fastattn less the same work of its backend alone ("backend": the backend's `forward` on
+arguments already checked, allocations included): the arguments' checks, the choice of a backend and, where "recorded",
+autograd's record for a backward that does not follow. In training it does. torch's functions on the same tensors stand
+beside it. One thread measures it best: `--threads 1`.
 """
 
 import functools
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 import fastattn
 
 from ...backends import BACKENDS
 from .. import peers
-from ..harness import BACKEND, FORWARD, OURS, TRAINING, Case, Peer, Problem
+from ..harness import BACKEND, EAGER, FORWARD, OURS, TRAINING, Case, Peer, Problem
 from ._inputs import random
+
+TOKENS, DIM = 2, 16
+
+
+@dataclass(frozen=True)
+class _Call:
+    """One op on small tensors.
+
+    Attributes:
+        ours: fastattn's call, of the inputs.
+        inputs: what gets a gradient, where it is recorded.
+        backend: the arguments that the backend's `forward` takes for these inputs.
+        others: the same by torch; its "eager" is the definition.
+        baseline: which of the others.
+    """
+
+    ours: Callable
+    inputs: tuple[Tensor, ...]
+    backend: Callable[..., tuple]
+    others: dict[str, Callable]
+    baseline: str = EAGER
 
 
 def cases(quick: bool = False) -> list[Case]:
     """Two tokens through each op: without a graph, with one, and with its backward."""
-    builders = {"attention": _attention, "layer_norm": _layer_norm, "linear": _linear}
-    chosen = {"attention": _attention} if quick else builders
+    ops = ("attention", "layer_norm") if quick else tuple(_CALLS)
     return [
-        Case("overhead", {"tokens": 2, "dim": 16}, torch.float32, direction, build, 64, 256, f"{name}{recorded}")
-        for name, build in chosen.items()
+        Case("overhead", {"tokens": TOKENS, "dim": DIM}, torch.float32, direction, _build, 0, 0, f"{op}{recorded}")
+        for op in ops
         for direction, recorded in ((FORWARD, ""), (FORWARD, " recorded"), (TRAINING, ""))
+        if op != "attention_with_kvcache" or (direction, recorded) == (FORWARD, "")
     ]
 
 
-def _attention(case: Case) -> Problem:
-    inputs = random(*[(1, 1, 2, 16)] * 3, dtype=case.dtype)
-    others: dict[str, Callable] = {OURS: fastattn.attention, "sdpa": peers.sdpa, "eager": peers.eager_attention}
-    return _problem(case, others, "sdpa", inputs, (None, None, None, 0.25, -1, -1, 0, 0.0, 0.0))
-
-
-def _layer_norm(case: Case) -> Problem:
-    inputs = random((2, 16), (16,), (16,), dtype=case.dtype)
-    others: dict[str, Callable] = {
-        OURS: fastattn.layer_norm,
-        "eager": lambda x, weight, bias: F.layer_norm(x, (16,), weight, bias),
-    }
-    return _problem(case, others, "eager", inputs, (None, None, 1e-5, 0.0))
-
-
-def _linear(case: Case) -> Problem:
-    inputs = random((2, 16), (16, 16), (16,), dtype=case.dtype)
-    return _problem(case, {OURS: fastattn.linear, "eager": F.linear}, "eager", inputs, (None, "none", False))
-
-
-def _problem(
-    case: Case, calls: dict[str, Callable], baseline: str, inputs: list[torch.Tensor], settings: tuple
-) -> Problem:
-    """`settings` are what the backend's forward takes after the inputs."""
+def _build(case: Case) -> Problem:
     op, *recorded = case.options.split()
-    definition = Peer(calls["eager"], tuple(inputs))
-    if case.direction == FORWARD:
-        backend = fastattn.explain(op, *inputs).backend
-        calls[BACKEND] = functools.partial(_first, BACKENDS[backend][op].forward, settings)
-    others = {name: Peer(call, tuple(inputs)) for name, call in calls.items()}
+    call = _CALLS[op]()
+    calls = {OURS: call.ours, **call.others}
     if recorded:
-        leaves = tuple(x.requires_grad_() for x in inputs)
-        others = {name: replace(peer, call=_recording(peer.call), inputs=leaves) for name, peer in others.items()}
-        others[BACKEND] = Peer(calls[BACKEND], tuple(x.detach() for x in inputs))
-    return Problem(others, baseline, definition)
+        calls = {name: _recording(own) for name, own in calls.items()}
+        inputs = tuple(x.requires_grad_() for x in call.inputs)
+    else:
+        inputs = call.inputs
+    rivals = {name: Peer(own, inputs) for name, own in calls.items()}
+    if case.direction == FORWARD:
+        plain = tuple(x.detach() for x in call.inputs)
+        backend = _backend(op, call, plain)
+        rivals[BACKEND] = Peer(_recording(backend) if recorded else backend, plain)  # the same frame around both
+    return Problem(rivals, call.baseline, Peer(call.others[EAGER], tuple(x.detach() for x in call.inputs)))
 
 
 def _recording(call: Callable) -> Callable:
@@ -76,5 +79,115 @@ def _recording(call: Callable) -> Callable:
     return recorded
 
 
-def _first(forward: Callable, settings: tuple, *inputs):
-    return forward(*inputs, *settings)[0]
+def _backend(op: str, call: _Call, inputs: tuple[Tensor, ...]) -> Callable:
+    """The backend's forward with its arguments made ready; it gives the first result."""
+    arguments = call.backend(*inputs)
+    takes = [
+        name for name, grid in BACKENDS.items() if name == "eager" or (op in grid and not _refuses(grid[op], arguments))
+    ]
+    forward = BACKENDS[takes[0]][op].forward
+    return lambda *_: forward(*arguments)[0]
+
+
+def _refuses(module, arguments: tuple) -> bool:
+    return module.unsupported(*arguments) is not None
+
+
+def _attention() -> _Call:
+    inputs = random(*[(1, 1, TOKENS, DIM)] * 3, dtype=torch.float32)
+    return _Call(
+        fastattn.attention,
+        tuple(inputs),
+        lambda *qkv: (*qkv, None, None, None, DIM**-0.5, -1, -1, 0, 0.0, 0.0),
+        {"sdpa": peers.sdpa, EAGER: peers.eager_attention},
+        "sdpa",
+    )
+
+
+def _attention_varlen() -> _Call:
+    inputs = random(*[(TOKENS, 1, DIM)] * 3, dtype=torch.float32)
+    ends = torch.tensor([0, TOKENS], dtype=torch.int32)
+
+    def ours(query, key, value):
+        return fastattn.attention_varlen(query, key, value, ends, ends, TOKENS, TOKENS)
+
+    def dense(attention: Callable) -> Callable:
+        return lambda *qkv: attention(*(x.transpose(0, 1).unsqueeze(0) for x in qkv))[0].transpose(0, 1)
+
+    return _Call(
+        ours,
+        tuple(inputs),
+        lambda *qkv: (*qkv, ends, ends, None, None, None, TOKENS, TOKENS, DIM**-0.5, -1, -1, 0.0, 0.0),
+        {"sdpa": dense(peers.sdpa), EAGER: dense(peers.eager_attention)},
+        "sdpa",
+    )
+
+
+def _attention_with_kvcache() -> _Call:
+    inputs = random((1, 1, 1, DIM), *[(1, 1, TOKENS, DIM)] * 2, *[(1, 1, 1, DIM)] * 2, dtype=torch.float32)
+    lengths = torch.tensor([TOKENS - 1], dtype=torch.int32)
+
+    def ours(query, k_cache, v_cache, k, v):
+        return fastattn.attention_with_kvcache(query, k_cache, v_cache, k, v, cache_seqlens=lengths)
+
+    def appending(attention: Callable) -> Callable:
+        def step(query, k_cache, v_cache, k, v):
+            k_cache[:, :, TOKENS - 1 :] = k
+            v_cache[:, :, TOKENS - 1 :] = v
+            return attention(query, k_cache, v_cache)
+
+        return step
+
+    return _Call(
+        ours,
+        tuple(inputs),
+        lambda *tensors: (*tensors, lengths, None, None, DIM**-0.5, -1, 0, 0.0),
+        {"sdpa": appending(peers.sdpa), EAGER: appending(peers.eager_attention)},
+        "sdpa",
+    )
+
+
+def _layer_norm() -> _Call:
+    inputs = random((TOKENS, DIM), (DIM,), (DIM,), dtype=torch.float32)
+    return _Call(
+        fastattn.layer_norm,
+        tuple(inputs),
+        lambda *tensors: (*tensors, None, None, 1e-5, 0.0),
+        {EAGER: lambda x, weight, bias: F.layer_norm(x, (DIM,), weight, bias)},
+    )
+
+
+def _rms_norm() -> _Call:
+    inputs = random((TOKENS, DIM), (DIM,), dtype=torch.float32)
+    return _Call(
+        functools.partial(fastattn.rms_norm, eps=1e-6),
+        tuple(inputs),
+        lambda *tensors: (*tensors, None, None, 1e-6, 0.0),
+        {EAGER: lambda x, weight: F.rms_norm(x, (DIM,), weight, 1e-6)},
+    )
+
+
+def _linear() -> _Call:
+    inputs = random((TOKENS, DIM), (DIM, DIM), (DIM,), dtype=torch.float32)
+    return _Call(fastattn.linear, tuple(inputs), lambda *tensors: (*tensors, None, "none", False), {EAGER: F.linear})
+
+
+def _feed_forward() -> _Call:
+    inputs = random((TOKENS, DIM), (DIM, DIM), (DIM,), (DIM, DIM), (DIM,), dtype=torch.float32)
+    return _Call(
+        fastattn.feed_forward,
+        tuple(inputs),
+        lambda *tensors: (*tensors, None, None, "gelu", 0.0, False),
+        {EAGER: lambda x, w1, b1, w2, b2: F.linear(F.gelu(F.linear(x, w1, b1)), w2, b2)},
+    )
+
+
+_CALLS: dict[str, Callable[[], _Call]] = {
+    "attention": _attention,
+    "attention_varlen": _attention_varlen,
+    "attention_with_kvcache": _attention_with_kvcache,
+    "layer_norm": _layer_norm,
+    "rms_norm": _rms_norm,
+    "linear": _linear,
+    "feed_forward": _feed_forward,
+}

@@ -1,0 +1,53 @@
+"""A language model's last linear layer and its loss, against the two in plain torch, which write out the logits."""
+
+import torch
+from torch.nn import functional as F
+
+import fastattn
+
+from ..harness import FORWARD, OURS, TRAINING, Case, Peer, Problem
+from ._inputs import random
+
+FLOAT, HALF = torch.float32, torch.bfloat16
+
+
+def cases(quick: bool = False) -> list[Case]:
+    """A large vocabulary, whose logits leave the caches by far, and a small one. A quarter of the tokens is ignored."""
+    if quick:
+        return [_case(32, 128, 32, direction=direction) for direction in (FORWARD, TRAINING)]
+    return [
+        _case(tokens, words, dim, dtype=dtype, direction=direction)
+        for direction in (FORWARD, TRAINING)
+        for tokens, words, dim in ((512, 8000, 256), (2048, 32000, 384))
+        for dtype in (FLOAT, HALF)
+    ]
+
+
+def _case(tokens, words, dim, *, dtype=FLOAT, direction=FORWARD) -> Case:
+    """One product forward, two more for the gradients; the logits need not be moved, x and the weight must.
+
+    The ignored tokens are counted as if they were computed: plain torch does.
+    """
+    passes = 1 if direction == FORWARD else 3
+    flops = 2 * tokens * words * dim * passes
+    moved = (tokens + words) * dim * dtype.itemsize * (1 if direction == FORWARD else 2)
+    shape = {"tokens": tokens, "words": words, "dim": dim}
+    return Case("linear_cross_entropy", shape, dtype, direction, _build, flops, moved)
+
+
+def _build(case: Case) -> Problem:
+    tokens, words, dim = case.shape.values()
+    x, weight = random((tokens, dim), (words, dim), dtype=case.dtype)
+    target = torch.arange(tokens) * 7919 % words
+    target[::4] = -100
+
+    def eager(x, weight):
+        logits = F.linear(x, weight)
+        # In float32, as transformers' loss takes them: the mean over many tokens is no matter for 8 bits.
+        return F.cross_entropy(logits if x.dtype == torch.float64 else logits.float(), target)
+
+    def ours(x, weight):
+        return fastattn.linear_cross_entropy(x, weight, target)
+
+    inputs = (x, weight / dim**0.5)
+    return Problem({OURS: Peer(ours, inputs), "eager": Peer(eager, inputs)}, "eager", Peer(eager, inputs))
