@@ -4,8 +4,6 @@
 
 #include "score.h"
 
-extern "C" double log(double);
-
 namespace fastattn::FASTATTN_ISA {
 
 // With this few queries a head's keys are read once, as they lie, and the work is cut along the keys. Asks for head_dim
