@@ -5,8 +5,6 @@
 #include "score.h"
 #include "softmax.h"
 
-extern "C" double log(double);
-
 namespace fastattn::FASTATTN_ISA {
 
 // With this few queries a head's keys are read once, as they lie, and the work is cut along the keys. Asks for head_dim

@@ -121,6 +121,23 @@ struct FeedForwardBackward {
     uint64_t seed;
 };
 
+// ---- Linear + cross entropy -----------------------------------------------------------------------------------------
+
+enum class Reduction : int32_t { kNone, kSum, kMean };
+
+// loss = cross entropy of softcap(x . weight^T + bias) + z_loss * lse^2, and the gradients asked for in the same call.
+// x, weight, grad_x and grad_weight are (rows, dim) and (classes, dim) with unit stride along dim, neither empty; bias
+// and grad_bias contiguous (classes,), target contiguous int64 (rows,) of classes or ignore_index, class_weight
+// contiguous float32 (classes,). loss is float32, (rows,) without a reduction and else one element; so is grad_loss,
+// what the losses count for.
+struct LinearCrossEntropy {
+    Reduction reduction;
+    Tensor x, weight, bias, target, class_weight, grad_loss;  // bias, class_weight and grad_loss (ones) may be absent
+    Tensor loss, grad_x, grad_weight, grad_bias;              // all but loss may be absent
+    int64_t ignore_index;
+    float label_smoothing, z_loss, softcap;  // softcap 0: none
+};
+
 // clang-format off
 // X(function, arguments)
 #define FASTATTN_KERNELS(X)                                  \
@@ -137,7 +154,9 @@ struct FeedForwardBackward {
     X(linear_forward, LinearForward)                         \
     X(linear_backward, LinearBackward)                       \
     X(feed_forward_forward, FeedForwardForward)              \
-    X(feed_forward_backward, FeedForwardBackward)
+    X(feed_forward_backward, FeedForwardBackward)            \
+    /* losses */                                             \
+    X(linear_cross_entropy, LinearCrossEntropy)
 
 // clang-format on
 

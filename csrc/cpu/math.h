@@ -11,6 +11,8 @@
 
 #include "simd.h"
 
+extern "C" double log(double);  // not <math.h>: its overloads in C++ are functions that instruction sets would share
+
 namespace fastattn::FASTATTN_ISA {
 
 constexpr float kLog2E = 1.44269504088896341f;

@@ -4,8 +4,11 @@ import torch
 from torch import Tensor
 
 from .. import dispatch
+from ..backends import BACKENDS
 from . import _autocast, _checks, _library
 from .linear import matrix_product, vector
+
+_eager = BACKENDS["eager"]["linear_cross_entropy"].forward
 
 
 def linear_cross_entropy(
@@ -33,7 +36,8 @@ def linear_cross_entropy(
 
     Returns:
         float32 (float64 for float64): a scalar, or (…) where reduction is "none". The mean over no row at all is NaN, as
-        in torch.
+        in torch. Where gradients are recorded, a kernel finds them along with a reduced loss: the logits never exist as a
+        whole, and are computed once.
 
     Raises:
         TypeError: wrong or mixed dtypes.
@@ -78,13 +82,68 @@ def linear_cross_entropy(
                 f"target holds {target[wrong][0].item()}; expected classes 0 to {vocabulary - 1}, or ignore_index {ignore_index}"
             )
     cap = _checks.softcap_value(softcap)
-    args = (x, weight, target, bias, class_weight, ignore_index, float(label_smoothing), z_loss, cap, reduction)
-    dispatch.choose("linear_cross_entropy", args)
-    return _forward(*args)
+    recorded = _library.needs_grad(x, weight, bias)
+    needs = [recorded and tensor is not None and tensor.requires_grad for tensor in (x, weight, bias)]
+    settings = (ignore_index, float(label_smoothing), z_loss, cap, reduction, needs)
+    args = (x, weight, target, bias, class_weight, *settings)
+    backend = dispatch.choose("linear_cross_entropy", args)
+    if backend == "eager":
+        return _eager(*args)[0]
+    if recorded:
+        return _library.record(_LinearCrossEntropy, *args, backend)[0]
+    return _forward(*args, backend)[0]
 
 
-_forward = _library.define_composite(
+@_library.differentiable
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(*args):
+        return _forward(*args)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        x, weight, target, bias, class_weight, *settings, backend = inputs
+        _, *grads = output
+        ctx.mark_non_differentiable(*grads)
+        ctx.save_for_backward(x, weight, target, bias, class_weight, *grads)
+        ctx.settings = settings, backend
+
+    @staticmethod
+    def backward(ctx, grad_loss, *_):
+        settings, backend = ctx.settings
+        grads = _library.run_backward(_backward, grad_loss, *ctx.saved_tensors, *settings, backend)
+        grad_x, grad_weight, grad_bias = (
+            grad if need else None for grad, need in zip(grads, settings[-1], strict=True)
+        )
+        return (grad_x, grad_weight, None, grad_bias, *[None] * 8)
+
+
+def _fake_forward(x, weight, target, bias, class_weight, *settings):
+    *_, reduction, needs, _ = settings
+    loss = x.new_empty(target.shape if reduction == "none" else (), dtype=torch.float32)
+    found = reduction != "none" and x.dtype != torch.float16
+    return loss, *_fake_gradients(x, weight, bias, [need and found for need in needs])
+
+
+def _fake_gradients(x, weight, bias, needs):
+    return [torch.empty_like(t) if need else x.new_empty(0) for t, need in zip((x, weight, bias), needs, strict=True)]
+
+
+def _fake_backward(grad_loss, x, weight, target, bias, class_weight, found_x, found_weight, found_bias, *settings):
+    return tuple(_fake_gradients(x, weight, bias, settings[-2]))
+
+
+_SETTINGS = "int ignore_index, float label_smoothing, float z_loss, float softcap, str reduction, bool[] needs"
+_forward = _library.define(
     "linear_cross_entropy",
-    "(Tensor x, Tensor weight, Tensor target, Tensor? bias, Tensor? class_weight, int ignore_index, float label_smoothing, "
-    "float z_loss, float softcap, str reduction) -> Tensor",
+    f"(Tensor x, Tensor weight, Tensor target, Tensor? bias, Tensor? class_weight, {_SETTINGS}) "
+    "-> (Tensor loss, Tensor found_x, Tensor found_weight, Tensor found_bias)",
+    _fake_forward,
+)
+_backward = _library.define(
+    "linear_cross_entropy",
+    "(Tensor grad_loss, Tensor x, Tensor weight, Tensor target, Tensor? bias, Tensor? class_weight, Tensor found_x, "
+    f"Tensor found_weight, Tensor found_bias, {_SETTINGS}) -> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias)",
+    _fake_backward,
+    "backward",
 )

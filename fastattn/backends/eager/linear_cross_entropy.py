@@ -23,7 +23,8 @@ def forward(
     z_loss: float,
     softcap: float,
     reduction: str,
-) -> Tensor:
+    needs: list[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """x (…, dim), weight (vocabulary, dim), target (…) int64; the loss, (…) where reduction is "none"."""
     accumulate = torch.float64 if x.dtype == torch.float64 else torch.float32
     logits = F.linear(x, weight, bias).to(accumulate).flatten(0, -2)
@@ -40,4 +41,5 @@ def forward(
             loss = loss + penalty.sum() / counted.sum()
         else:
             loss = loss + (penalty.sum() if reduction == "sum" else penalty)
-    return loss.reshape(target.shape) if reduction == "none" else loss
+    none = x.new_empty(0)
+    return loss.reshape(target.shape) if reduction == "none" else loss, none, none, none

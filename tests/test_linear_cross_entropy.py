@@ -1,0 +1,183 @@
+"""Linear + cross entropy on the CPU, loss and gradients, against the eager definition."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from linear_cases import DEPTHS, SIZES, SMALL, Values, check_specials, leading
+from memory import most_memory_of, needs_linux
+from norm_cases import DTYPES, check_refused, with_specials
+from torch import Tensor
+
+import fastattn
+from fastattn import verify
+from fastattn.backends.cpu import _native
+
+REDUCTIONS = st.sampled_from(("mean", "sum", "none"))
+IGNORED = -100
+
+
+def targets(rows: tuple[int, ...], classes: int, generator: torch.Generator, ignored: float = 0.2) -> Tensor:
+    target = torch.randint(0, classes, rows, generator=generator)
+    return target.masked_fill(torch.rand(rows, generator=generator) < ignored, IGNORED)
+
+
+@given(data=st.data())
+def test_loss_and_gradients_obey_the_numerics_rule(isa: str, data: st.DataObject) -> None:
+    draw = data.draw
+    rows, dim, classes = draw(leading(SIZES)), draw(DEPTHS), draw(st.one_of(SIZES, st.sampled_from((600, 1100))))
+    values = Values(draw)
+    arguments = (
+        values(*rows, dim),
+        values.weight(classes, dim),
+        targets(rows, classes, values.generator),
+        values.maybe(classes),
+    )
+    options = {
+        "label_smoothing": draw(st.sampled_from((0.0, 0.1, 1.0))),
+        "z_loss": draw(st.sampled_from((0.0, 1e-2))),
+        "softcap": draw(st.sampled_from((None, 2.0))),
+        "class_weight": torch.rand(classes, generator=values.generator) if draw(st.booleans()) else None,
+        "reduction": draw(REDUCTIONS),
+    }
+    verify.check(fastattn.linear_cross_entropy, *arguments, **options, backend="cpu").raise_if_failed()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_rows_that_are_taken_in_turn(isa: str, dtype: torch.dtype, reduction: str) -> None:
+    """More rows than are taken at a time, the last of them an odd number."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = (2501, 24), (61, 24), (61,)
+    x, weight, bias = (torch.randn(s, generator=generator).to(dtype).requires_grad_() for s in shapes)
+    target = targets((2501,), 61, generator)
+    verify.check(
+        fastattn.linear_cross_entropy, x, weight, target, bias, reduction=reduction, backend="cpu"
+    ).raise_if_failed()
+
+
+@given(data=st.data())
+def test_torchs_own_function_agrees(isa: str, data: st.DataObject) -> None:
+    """In float32, on sizes down to one, where the rule would ask for more luck than precision."""
+    draw = data.draw
+    rows, dim, classes = draw(SMALL), draw(SMALL), draw(SMALL)
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    x, weight, bias = (
+        torch.randn(s, generator=generator, requires_grad=True) for s in ((rows, dim), (classes, dim), (classes,))
+    )
+    target, reduction = targets((rows,), classes, generator), draw(REDUCTIONS)
+    with fastattn.use_backend("cpu"):
+        ours = fastattn.linear_cross_entropy(x, weight, target, bias, reduction=reduction)
+    theirs = F.cross_entropy(F.linear(x, weight, bias), target, reduction=reduction)
+    received = torch.randn(ours.shape, generator=generator)
+    found, expected = (torch.autograd.grad(loss, (x, weight, bias), received) for loss in (ours, theirs))
+    for got, want in zip((ours, *found), (theirs, *expected), strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5, equal_nan=True)
+
+
+@given(dtype=st.sampled_from(DTYPES), seed=st.integers(0, 1000), rows=st.integers(4, 40), reduction=REDUCTIONS)
+def test_nan_and_infinity_stand_where_the_definition_has_them(
+    isa: str, dtype: torch.dtype, seed: int, rows: int, reduction: str
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    x, weight = (torch.randn(s, generator=generator).to(dtype) for s in ((rows, 33), (50, 33)))
+    x, target = with_specials(x, generator).requires_grad_(), targets((rows,), 50, generator)
+    check_specials(
+        lambda x, weight: fastattn.linear_cross_entropy(x, weight, target, reduction=reduction),
+        x,
+        weight.requires_grad_(),
+    )
+
+
+def test_every_row_ignored(isa: str) -> None:
+    x, weight = torch.randn(5, 8, requires_grad=True), torch.randn(7, 8, requires_grad=True)
+    target = torch.full((5,), IGNORED)
+    for reduction in ("mean", "sum", "none"):
+        verify.check(
+            fastattn.linear_cross_entropy, x, weight, target, reduction=reduction, backend="cpu"
+        ).raise_if_failed()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("rows", "classes"), [(40, 3000), (2100, 90), (300, 1100)])
+def test_bits_do_not_depend_on_threads(isa, same_bits_at_any_thread_count, dtype, rows, classes) -> None:
+    generator = torch.Generator().manual_seed(0)
+    shapes = (rows, 40), (classes, 40), (classes,)
+    leaves = [torch.randn(s, generator=generator).to(dtype).requires_grad_() for s in shapes]
+    target = targets((rows,), classes, generator)
+
+    def run() -> list[Tensor]:
+        with fastattn.use_backend("cpu"):
+            loss = fastattn.linear_cross_entropy(*leaves[:2], target, leaves[2], label_smoothing=0.1)
+            return [loss, *torch.autograd.grad(loss, leaves)]
+
+    same_bits_at_any_thread_count(run)
+
+
+def test_small_gradients_survive_in_float16(isa: str) -> None:
+    """Under a gradient scaler the gradients times its scale are what must fit float16, not the gradients themselves."""
+    generator = torch.Generator().manual_seed(0)
+    x, weight = (torch.randn(s, generator=generator).half().requires_grad_() for s in ((4000, 8), (50, 8)))
+    target = targets((4000,), 50, generator)
+    with fastattn.use_backend("cpu"):
+        loss = fastattn.linear_cross_entropy(x, weight, target)
+        (grad,) = torch.autograd.grad(loss * 65536.0, x)
+    wide = fastattn.linear_cross_entropy(x.double(), weight.double(), target)
+    (expected,) = torch.autograd.grad(wide * 65536.0, x)
+    torch.testing.assert_close(grad, expected, rtol=2e-3, atol=1e-6)
+
+
+@needs_linux
+def test_the_matrix_of_logits_is_never_formed() -> None:
+    """Loss and gradients over 4096 rows and 40,000 classes: the logits alone would be 625 MiB."""
+    x, weight = torch.randn(4096, 8, requires_grad=True), torch.randn(40_000, 8, requires_grad=True)
+    target = torch.randint(0, 40_000, (4096,))
+    with fastattn.use_backend("cpu"):
+        assert most_memory_of(lambda: fastattn.linear_cross_entropy(x, weight, target).backward()) < 64 << 20
+
+
+def test_bindings_refuse_what_a_kernel_cannot_take() -> None:
+    good = {
+        "x": torch.randn(4, 6),
+        "weight": torch.randn(5, 6),
+        "target": torch.tensor([0, 1, 4, IGNORED]),
+        "bias": torch.randn(5),
+        "class_weight": torch.rand(5),
+        "grad_loss": torch.ones(1),
+        "loss": torch.empty(1),
+        "grad_x": torch.empty(4, 6),
+        "grad_weight": torch.empty(5, 6),
+        "grad_bias": torch.empty(5),
+        "ignore_index": IGNORED,
+        "label_smoothing": 0.1,
+        "z_loss": 0.0,
+        "softcap": 0.0,
+        "reduction": "mean",
+    }
+    vectors = (
+        "text",
+        torch.randn(4, 6),
+        torch.randn(3),
+        torch.randn(10)[::2],
+        torch.randn(5).double(),
+        torch.ones(5).int(),
+    )
+    matrices = (
+        "text",
+        torch.randn(5, 5),
+        torch.randn(3, 7),
+        torch.randn(7),
+        torch.randn(6, 4).T,
+        torch.randn(6, 5).T,
+        torch.randn(4, 6).double(),
+        torch.randn(0, 6),
+    )
+    wrong: dict[str, tuple] = dict.fromkeys(("bias", "class_weight", "grad_loss", "grad_bias"), vectors)
+    wrong |= dict.fromkeys(("grad_x", "grad_weight"), matrices)
+    wrong |= dict.fromkeys(("x", "weight"), (None, *matrices))
+    wrong["loss"] = (None, *vectors, torch.empty(1).expand(4))
+    wrong["grad_x"] += (torch.empty(1, 6).expand(4, 6),)
+    wrong["target"] = (None, *vectors, *(torch.tensor([0, 1, 4, bad]) for bad in (-1, 5, 2**40)))
+    wrong["reduction"] = ("text", None)
+    check_refused(_native.C.linear_cross_entropy, good, wrong)
