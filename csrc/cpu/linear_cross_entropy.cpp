@@ -34,9 +34,6 @@ constexpr int64_t kClasses = 256;  // of a block
 
 template <class T>
 class CrossEntropy {
-    // An element of u: what the products multiply.
-    typedef std::conditional_t<kBFloat16Pairs && std::is_same_v<T, BFloat16>, BFloat16, float> U;
-
   public:
     explicit CrossEntropy(const LinearCrossEntropy& args)
         : args_(args),
@@ -87,7 +84,7 @@ class CrossEntropy {
     float* term(Term which) const { return terms_.get() + which * stride_; }
     float* partial(int64_t block, Term which) const { return partial_.get() + (block * kTerms + which) * stride_; }
     float* logits(int64_t c) const { return logits_.get() + c * stride_; }
-    U* gradients(int64_t c) const { return reinterpret_cast<U*>(logits(c)); }  // in the logits' place
+    T* gradients(int64_t c) const { return reinterpret_cast<T*>(logits(c)); }  // u, in the logits' place
     int64_t target(int64_t row) const { return args_.target.as<const int64_t>()[row]; }
     float class_weight(int64_t c) const { return class_weight_ ? class_weight_[c] : 1.0f; }
 
@@ -212,7 +209,7 @@ class CrossEntropy {
             for (int64_t c = block * kClasses; c < smaller((block + 1) * kClasses, classes_); ++c) {
                 const Vec weight = splat(class_weight(c));
                 const float* from = logits(c);
-                U* to = gradients(c);
+                T* to = gradients(c);
                 Vec sum{};
                 for (int64_t r = 0; r < count; r += kLanes) {
                     const Vec logit = load(from + r);
@@ -240,8 +237,8 @@ class CrossEntropy {
     }
 
     void add_products(int64_t first, int64_t count) const {
-        const int64_t row = stride_ * static_cast<int64_t>(sizeof(float) / sizeof(U));
-        const Matrix<U> u{gradients(0), row, 1};
+        const int64_t row = stride_ * static_cast<int64_t>(sizeof(float) / sizeof(T));
+        const Matrix<T> u{gradients(0), row, 1};
         if (args_.grad_x.present()) {
             gemm(count, dim_, classes_, u.transposed(), matrix_of<T>(args_.weight),
                  [&](int64_t r, int64_t column, int64_t n, const float* sums) {

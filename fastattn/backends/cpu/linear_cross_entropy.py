@@ -73,7 +73,7 @@ def backward(
     """Arguments and results as in docs/architecture.md, "Normalised arguments"."""
     if reduction != "none" and x.dtype != torch.float16:
         grad_x, grad_weight, grad_bias = (
-            found * grad_loss if need else found
+            found * grad_loss if need else x.new_empty(0)
             for found, need in zip((found_x, found_weight, found_bias), needs, strict=True)
         )
         return grad_x, grad_weight, grad_bias
