@@ -36,7 +36,7 @@ constexpr int64_t kSwapRows = 64;
 namespace gemm_detail {
 
 constexpr int64_t kBlockStrips = 8, kBlockRows = kBlockStrips * kTileRows;
-constexpr int64_t kBlockPanels = 8, kBlockColumns = kBlockPanels * kTileColumns;
+constexpr int64_t kBlockColumns = 1536, kBlockPanels = kBlockColumns / kTileColumns;
 constexpr int64_t kDepthBlock = 192;                 // steps
 constexpr int64_t kDepthAtOnce = 4096;               // steps packed at a time
 constexpr int64_t kRowsAtOnce = 2016;                // if the depth is packed in parts; a multiple of every kTileRows
@@ -61,11 +61,13 @@ class Product {
         const int64_t panels_at_once = larger(kPackedAtOnce / (panel_size_ * static_cast<int64_t>(sizeof(Step))), 1);
         panels_at_once_ = ceil_div(panels, ceil_div(panels, panels_at_once));
         rows_at_once_ = depth_at_once_ < depth ? smaller(rows, kRowsAtOnce) : rows;
-        block_strips_ = kBlockStrips, block_panels_ = kBlockPanels;
-        auto tasks = [&] { return ceil_div(strips, block_strips_) * ceil_div(panels, block_panels_); };
-        if (tasks() < kTasks) block_panels_ = kBlockPanels / 2;
-        if (tasks() < kTasks) block_strips_ = kBlockStrips / 2;
-        if (tasks() < kTasks) block_panels_ = kBlockPanels / 4;
+        block_strips_ = kBlockStrips, block_panels_ = ceil_div(panels, ceil_div(panels, kBlockPanels));
+        while (ceil_div(strips, block_strips_) * ceil_div(panels, block_panels_) < kTasks) {
+            if (block_panels_ <= 2 && block_strips_ <= kBlockStrips / 2) break;
+            int64_t& larger_side =
+                block_panels_ > kBlockStrips || block_strips_ <= kBlockStrips / 2 ? block_panels_ : block_strips_;
+            larger_side = ceil_div(larger_side, 2);
+        }
         parallel_ = worth_threads(rows, columns, steps);
         in_place_ = std::is_same_v<T, Element> && a.column == 1 && a.row % kSteps == 0 && depth % kSteps == 0 &&
                     reinterpret_cast<uintptr_t>(a.data) % sizeof(Step) == 0 && !rows_collide();
