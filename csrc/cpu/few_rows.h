@@ -14,8 +14,6 @@
 // Must read B once: for a few rows that, not the 2 rows columns depth flops, is what takes the time.
 #pragma once
 
-#include <string.h>
-
 #include "matrix.h"
 
 namespace fastattn::FASTATTN_ISA {
