@@ -1,7 +1,7 @@
 // The activations of linear and feed-forward, and gradients through them, on Vec.
 //
 //     relu       max(x, 0)                            1 where x > 0
-//     gelu       x Phi(x)                             Phi(x) + x phi(x)         of the normal distribution, by erf
+//     gelu       x Phi(x)                             Phi(x) + x phi(x)         of the normal distribution
 //     gelu_tanh  x (1 + t) / 2                        (1 + t) / 2 + x (1 - t^2) u' / 2
 //                with t = tanh u, u = sqrt(2 / pi) (x + 0.044715 x^3)
 //     silu       x s                                  s (1 + x (1 - s)),  s = 1 / (1 + exp(-x))
@@ -25,7 +25,7 @@ FASTATTN_INLINE Activated activate(Vec x, Vec grad) {
         // Selected, not multiplied: grad is dropped where it is infinite, too. NaN in x passes value and grad.
         return {max(Vec{}, x), select(x <= Vec{}, Vec{}, grad)};
     } else if constexpr (kActivation == Activation::kGelu) {
-        const Vec cdf = 0.5f + 0.5f * erf(x * 0.707106781186547524f);
+        const Vec cdf = normal_cdf(x);
         const Vec density = exp(x * x * -0.5f) * 0.398942280401432678f;
         return {x * cdf, grad * (cdf + x * density)};
     } else if constexpr (kActivation == Activation::kGeluTanh) {

@@ -2,17 +2,17 @@
 //
 //     C (rows x columns)  =  A (rows x depth) . B (depth x columns)           by dot products, B read once as it lies
 //
-//            columns of B, along the depth      Tile: kDotRows x kDotColumns dot products, each in the lanes of a vector:
+//            columns of B, along the depth      Tile: kDotRows x kDotColumns dot products, each in the lanes of a
+//            vector:
 //              ═════════ ═════════ ═══  …       a vector of each row and column is loaded for kDotRows * kDotColumns
 //     row      | . . . | | . . . | | . …        multiply-adds. All rows pass by a group of columns before the next, so
-//     of A ═══ sums      sums      sums         that B comes from memory once; A, copied, stays in the first-level cache.
+//     of A ═══ sums      sums      sums         that B comes from memory once; A, copied, stays in the first-level
+//     cache.
 //
 // A task is a stretch of columns. Sums over more than kDotChain vectors are made in parts, for accuracy.
 //
 // Must read B once: for a few rows that, not the 2 rows columns depth flops, is what takes the time.
 #pragma once
-
-#include <string.h>
 
 #include "matrix.h"
 
@@ -45,8 +45,8 @@ FASTATTN_INLINE Vec load_last_steps(const T* from, int64_t count) {
     }
 }
 
-// sums[r * stride + j] = row r of A (whole vectors, `a_row` steps apart) times column j of B, for the first `columns` of
-// kDotColumns columns.
+// sums[r * stride + j] = row r of A (whole vectors, `a_row` steps apart) times column j of B, for the first `columns`
+// of kDotColumns columns.
 template <class T, int kRows>
 __attribute__((noinline)) void dot_products(int rows, int64_t depth, const typename Multiplied<T>::Step* a,
                                             int64_t a_row, const T* b, int64_t b_column, int columns, float* sums,

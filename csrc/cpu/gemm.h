@@ -4,14 +4,13 @@
 //
 //                  packed panels of B         A task is a block of C: up to kBlockRows rows and kBlockColumns columns.
 //                 +-----+-----+-----+         B is packed first, by all threads, into panels of kTileColumns columns,
-//        depth    |  |  |  |  |  |  |         float32 or bfloat16 pairs. The block of B that a task multiplies by
-//        (depth
-//         block   +-----+-----+-----+         block x block columns, 512 KiB) stays in the second-level cache for the
-//                                             next tasks, which go down the rows. A strip of A (kTileRows x depth
-//     strip       +-----+-----+-----+         block, 24 KiB) stays in the first-level cache while the panels pass. It
-//      of A  ═══  |  |  |  |tile |  |         is read where it lies if its rows lie along the depth in the right dtype;
-//                 +-----+-----+-----+         else it is converted, transposed or moved on the way.
-//                 |     |     |     |
+//        depth    |  |  |  |  |  |  |         float32 or bfloat16 pairs. A strip of A (kTileRows x depth block, 9 KiB)
+//        block    +-----+-----+-----+         stays in the first-level cache while the panels of the block pass, from
+//                                             the second-level cache or the third; it is read where it lies if its
+//     strip       +-----+-----+-----+         rows lie along the depth in the right dtype, else it is converted,
+//     of A   ===  |  |  |  |tile |  |         transposed or moved on the way. Blocks are wide so that A is read once or
+//                 +-----+-----+-----+         twice, and C written in whole rows: narrower ones cost a tenth of the
+//                 time |     |     |     |         where the depth is short.
 //
 // Sums over more than kDepthBlock are made in equal parts, added in order: for accuracy, and to fit the caches. The cut
 // depends on the shape alone, so results do not depend on the number of threads.
@@ -36,7 +35,7 @@ constexpr int64_t kSwapRows = 64;
 namespace gemm_detail {
 
 constexpr int64_t kBlockStrips = 8, kBlockRows = kBlockStrips * kTileRows;
-constexpr int64_t kBlockPanels = 8, kBlockColumns = kBlockPanels * kTileColumns;
+constexpr int64_t kBlockColumns = 1536, kBlockPanels = kBlockColumns / kTileColumns;
 constexpr int64_t kDepthBlock = 192;                 // steps
 constexpr int64_t kDepthAtOnce = 4096;               // steps packed at a time
 constexpr int64_t kRowsAtOnce = 2016;                // if the depth is packed in parts; a multiple of every kTileRows
@@ -61,11 +60,12 @@ class Product {
         const int64_t panels_at_once = larger(kPackedAtOnce / (panel_size_ * static_cast<int64_t>(sizeof(Step))), 1);
         panels_at_once_ = ceil_div(panels, ceil_div(panels, panels_at_once));
         rows_at_once_ = depth_at_once_ < depth ? smaller(rows, kRowsAtOnce) : rows;
-        block_strips_ = kBlockStrips, block_panels_ = kBlockPanels;
-        auto tasks = [&] { return ceil_div(strips, block_strips_) * ceil_div(panels, block_panels_); };
-        if (tasks() < kTasks) block_panels_ = kBlockPanels / 2;
-        if (tasks() < kTasks) block_strips_ = kBlockStrips / 2;
-        if (tasks() < kTasks) block_panels_ = kBlockPanels / 4;
+        block_strips_ = kBlockStrips, block_panels_ = ceil_div(panels, ceil_div(panels, kBlockPanels));
+        // Smaller blocks where these would be few; narrow ones last.
+        auto few = [&] { return ceil_div(strips, block_strips_) * ceil_div(panels, block_panels_) < kTasks; };
+        while (few() && block_panels_ > kBlockStrips) block_panels_ = ceil_div(block_panels_, 2);
+        if (few()) block_strips_ = kBlockStrips / 2;
+        while (few() && block_panels_ > 2) block_panels_ = ceil_div(block_panels_, 2);
         parallel_ = worth_threads(rows, columns, steps);
         in_place_ = std::is_same_v<T, Element> && a.column == 1 && a.row % kSteps == 0 && depth % kSteps == 0 &&
                     reinterpret_cast<uintptr_t>(a.data) % sizeof(Step) == 0 && !rows_collide();
@@ -78,7 +78,7 @@ class Product {
         const Scratch<Step> packed(panels_at_once_ * panel_size_);
         const Scratch<float> totals(in_parts ? rows_at_once_ * columns_at_once : 0);
         const int threads = parallel_ ? thread_count(int64_t{1} << 30) : 1;
-        const int64_t strip_size = kTileRows * strip_row_;
+        const int64_t strip_size = (a_.column == 1 ? kTileRows : kBlockRows) * strip_row_;
         const int64_t sum_rows = in_parts ? 0 : finish.whole_blocks || depth_block_ < depth_ ? kBlockRows : kTileRows;
         const int64_t sum_stride = block_panels_ * kTileColumns;
         const Scratch<float> workspace(strip_size + sum_rows * sum_stride, threads);
@@ -153,34 +153,65 @@ class Product {
         int64_t row, step;
     };
 
-    Strip load_strip(int64_t r, int64_t rows, int64_t d, int64_t depth, Step* space) const {
-        const Matrix<T> from = a_.from(r, d);
+    // Strip `r` (rows) of the block, at depth d; `space` is what pack_strips has filled, or free.
+    Strip load_strip(const Block& block, int64_t r, int64_t rows, int64_t d, int64_t depth, Step* space) const {
+        if (a_.column != 1) return {space + r * depth_block_ / kSteps, 1, kTileRows};
+        const Matrix<T> from = a_.from(block.row + r, d);
         if (in_place_) return {reinterpret_cast<const Step*>(from.data), from.row / kSteps, 1};
-        if (from.column == 1) {
-            for (int64_t i = 0; i < rows; ++i) {
-                copy_row(from.data + i * from.row, 1, depth, reinterpret_cast<Element*>(space + i * strip_row_));
+        for (int64_t i = 0; i < rows; ++i) {
+            copy_row(from.data + i * from.row, 1, depth, reinterpret_cast<Element*>(space + i * strip_row_));
+        }
+        return {space, strip_row_, 1};
+    }
+
+    // All strips of the block at depth d, where A's rows do not lie along the depth: a few steps of every strip at a
+    // time, since the strips lie side by side in the same cache lines.
+    void pack_strips(const Block& block, int64_t d, int64_t depth, Step* space) const {
+        constexpr int64_t kSome = 16 * kSteps;
+        for (int64_t s = 0; s < depth; s += kSome) {
+            for (int64_t r = 0; r < block.rows; r += kTileRows) {
+                const Matrix<T> from = a_.from(block.row + r, d + s);
+                const int64_t rows = smaller(kTileRows, block.rows - r), some = smaller(kSome, depth - s);
+                Step* to = space + r * depth_block_ / kSteps + s / kSteps * kTileRows;
+                if constexpr (M::kPairs) {
+                    pack_pairs<kTileRows>(from.data, from.column, from.row, some, rows, to);
+                } else {
+                    pack_strip(from.data, from.column, from.row, some, rows, to);
+                }
             }
-            return {space, strip_row_, 1};
         }
-        if constexpr (M::kPairs) {
-            pack_pairs<kTileRows>(from.data, from.column, from.row, depth, rows, space);
-        } else {
-            pack_strip(from.data, from.column, from.row, depth, rows, space);
+    }
+
+    // Fetches the part-th of `parts` parts of what pack_strips reads next. Its lines lie a row of the matrix apart,
+    // where no prefetcher of the machine finds them; spread over the tiles before, they cost nothing.
+    void fetch_strips(const Block& block, int64_t d, int64_t part, int64_t parts) const {
+        const int64_t depth = smaller(depth_block_, block.depth_begin + block.depth - d);
+        for (int64_t s = depth * part / parts; s < depth * (part + 1) / parts; ++s) {
+            const char* from = reinterpret_cast<const char*>(a_.from(block.row, d + s).data);
+            for (int64_t i = 0; i < block.rows * static_cast<int64_t>(sizeof(T)); i += 64) {
+                __builtin_prefetch(from + i, 0, 2);
+            }
         }
-        return {space, 1, kTileRows};
     }
 
     void multiply(const Block& block, const Step* panels, int64_t c0, Step* space, const Finish& finish) const {
         const bool last_part = block.depth_begin + block.depth >= depth_;
+        const bool fetches = a_.row == 1 && a_.column != 1;
+        const int64_t tiles = ceil_div(block.rows, kTileRows) * ceil_div(block.columns, kTileColumns);
         for (int64_t d = 0; d == 0 || d < block.depth; d += depth_block_) {
             const int64_t depth = smaller(depth_block_, block.depth - d);
             const bool last = last_part && d + depth >= block.depth, adds = block.depth_begin + d > 0;
+            int64_t tile = 0;
+            if (a_.column != 1) pack_strips(block, block.depth_begin + d, depth, space);
             for (int64_t r = 0; r < block.rows; r += kTileRows) {
                 const int64_t rows = smaller(kTileRows, block.rows - r);
-                const Strip strip = load_strip(block.row + r, rows, block.depth_begin + d, depth, space);
+                const Strip strip = load_strip(block, r, rows, block.depth_begin + d, depth, space);
                 float* sums = block.sums + (block.keeps_rows ? r * block.stride : 0);
                 const Step* panel = panels + d / kSteps * kTileColumns;
                 for (int64_t c = 0; c < block.columns; c += kTileColumns, panel += panel_size_) {
+                    if (fetches && d + depth_block_ < block.depth) {
+                        fetch_strips(block, block.depth_begin + d + depth_block_, tile++, tiles);
+                    }
                     if (block.columns - c > kLanes) {
                         tile_rows<Step>(static_cast<int>(rows), ceil_div(depth, kSteps), strip.data, strip.row,
                                         strip.step, panel, kTileColumns, sums + c, block.stride, adds);

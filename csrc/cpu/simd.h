@@ -197,7 +197,10 @@ FASTATTN_INLINE Vec load(const Half* p) {
 FASTATTN_INLINE void store(float* p, Vec v) { *reinterpret_cast<UnalignedVec*>(p) = v; }
 
 FASTATTN_INLINE void store(BFloat16* p, Vec v) {
-#if FASTATTN_AVX2  // the bits are below 2^16 already, which GCC 12 does not see
+#if FASTATTN_AVX512 && defined(__AVX512BF16__)  // takes subnormals for zeros, as its products do
+    const __m256bh bits = _mm512_cvtneps_pbh(__m512(v));
+    memcpy(p, &bits, sizeof bits);
+#elif FASTATTN_AVX2  // the bits are below 2^16 already, which GCC 12 does not see
     const __m256i bits = __m256i(detail::bfloat16_bits<Bits, Vec>(v));
     const __m128i packed = _mm_packus_epi32(_mm256_castsi256_si128(bits), _mm256_extracti128_si256(bits, 1));
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), packed);

@@ -271,11 +271,17 @@ inline void pack_pairs(const BFloat16* from, int64_t step, int64_t stride, int64
         const BFloat16 *low = from + s * step, *high = low + step;
         BFloat16Pair* to = packed + s / 2 * kWidth;
         int64_t j = 0;
-        if (stride == 1 && s + 1 < depth && (kWidth >= kLanes || s + 2 < depth)) {  // not beyond the last step
+        if (stride == 1 && s + 1 < depth) {
+            const bool ends = kWidth < kLanes && s + 2 >= depth;  // nothing may be written beyond the last step
             for (; j < kWidth; j += kLanes) {
                 const Vec first = detail::load_first(low + j, count - j),
                           second = detail::load_first(high + j, count - j);
-                store(reinterpret_cast<float*>(to + j), Vec((Bits(first) >> 16) | Bits(second)));
+                const Vec pairs = Vec((Bits(first) >> 16) | Bits(second));
+                if (ends) {
+                    store_partial(reinterpret_cast<float*>(to + j), pairs, kWidth);
+                } else {
+                    store(reinterpret_cast<float*>(to + j), pairs);
+                }
             }
         }
         for (; j < count; ++j) {
