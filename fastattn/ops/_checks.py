@@ -8,28 +8,35 @@ import math
 import numbers
 import operator
 import sys
+from typing import NoReturn
 
 import torch
 from torch import Tensor
 
 _FLOATING = frozenset((torch.float32, torch.bfloat16, torch.float16, torch.float64))
+_STRIDED = torch.strided
 _LARGEST = sys.float_info.max
 _FAR = 2**62  # a window beyond is no limit, and distances may be added to it in 64 bits
 
 
 def tensor(name: str, x: object) -> None:
     """A dense tensor."""
+    if not isinstance(x, Tensor) or x.layout is not _STRIDED or x.is_nested:
+        _not_dense(name, x)
+
+
+def _not_dense(name: str, x: object) -> NoReturn:
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} is a {type(x).__name__}; expected a torch.Tensor")
-    if x.layout is not torch.strided or x.is_nested:
-        if x.is_nested:
-            raise TypeError(f"{name} is a nested tensor; expected a dense one: use {name}.to_padded_tensor(0.0)")
-        raise TypeError(f"{name} has layout {x.layout}; expected a dense tensor: use {name}.to_dense()")
+    if x.is_nested:
+        raise TypeError(f"{name} is a nested tensor; expected a dense one: use {name}.to_padded_tensor(0.0)")
+    raise TypeError(f"{name} has layout {x.layout}; expected a dense tensor: use {name}.to_dense()")
 
 
 def floating(name: str, x: Tensor) -> None:
     """A dense tensor of a dtype that the ops compute in."""
-    tensor(name, x)
+    if not isinstance(x, Tensor) or x.layout is not _STRIDED or x.is_nested:  # `tensor`, without the call
+        _not_dense(name, x)
     if x.dtype not in _FLOATING:
         raise TypeError(
             f"{name} has dtype {x.dtype}; expected float32, bfloat16, float16 or float64: convert it with {name}.to(...)"
@@ -38,7 +45,8 @@ def floating(name: str, x: Tensor) -> None:
 
 def like(name: str, x: Tensor, other_name: str, other: Tensor) -> None:
     """A dense tensor of the same dtype and device as another."""
-    tensor(name, x)
+    if not isinstance(x, Tensor) or x.layout is not _STRIDED or x.is_nested:  # `tensor`, without the call
+        _not_dense(name, x)
     if x.dtype != other.dtype:
         raise TypeError(
             f"{name} has dtype {x.dtype} but {other_name} has {other.dtype}; convert one, or run under torch.autocast"
@@ -67,6 +75,8 @@ def rank(name: str, x: Tensor, layout: str, ndim: int) -> None:
 
 def number(name: str, x: object) -> float:
     """A finite number, as a float. (torch's are symbolic while it traces.)"""
+    if type(x) is float and -_LARGEST <= x <= _LARGEST:
+        return x
     if not isinstance(x, (float, numbers.Real, torch.SymFloat, torch.SymInt)):
         raise TypeError(f"{name} is a {type(x).__name__}; expected a number")
     try:
@@ -79,6 +89,8 @@ def number(name: str, x: object) -> float:
 
 
 def not_negative(name: str, x: float) -> float:
+    if type(x) is float and 0.0 <= x <= _LARGEST:
+        return x
     value = number(name, x)
     if value < 0.0:
         raise ValueError(f"{name} is {value}; expected zero or more")
