@@ -26,8 +26,10 @@ FASTATTN_INLINE void finish_row(const AttentionForward& args, const Sequence& se
         for (; c + kLanes <= dim; c += kLanes) store(out + c, none ? Vec{} : load(weighted + c) * scale);
     }
     for (; c < dim; ++c) from_float(none ? 0.0f : weighted[c] * scale, out[c * stride]);
+    // The lowest score stands for all below it (score.h).
+    const double natural_top = top == kLowest ? kLowest : top * 0.6931471805599453;
     args.lse.as<float>()[offset_of(args.lse, b, h, token)] =
-        none ? -kInfinity : static_cast<float>(top * 0.6931471805599453 + log(static_cast<double>(total)));
+        none ? -kInfinity : static_cast<float>(natural_top + log(static_cast<double>(total)));
 }
 
 }  // namespace fastattn::FASTATTN_ISA

@@ -17,7 +17,7 @@
 #include "activation.h"
 #include "column_sums.h"
 #include "dropout.h"
-#include "gemm.h"
+#include "product.h"
 
 namespace fastattn::FASTATTN_ISA {
 namespace {
@@ -57,7 +57,7 @@ void backward(const FeedForwardBackward& args) {
         T *to_hidden = hidden_space.get() + start, *to_pre = pre_space.get() + start,
           *to_gate = gate_space.get() + start;
         const RowKey key = dropout.row(static_cast<uint64_t>(row));
-        each_vector(0, columns, [&](int64_t i, int, auto lanes) FASTATTN_BODY {
+        each_vector_in_turn(columns, [&](int64_t i, auto lanes) FASTATTN_BODY {
             Vec grad = load(sums + i);
             const Vec value = load(pre + i, lanes);
             KeepVec keep{};

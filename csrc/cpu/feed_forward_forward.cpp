@@ -13,7 +13,7 @@
 // hash a hidden value. Must move x and out, and pre and pre_gate if the backward needs them, once.
 #include "activation.h"
 #include "dropout.h"
-#include "gemm.h"
+#include "product.h"
 
 namespace fastattn::FASTATTN_ISA {
 namespace {
@@ -25,50 +25,57 @@ inline T* row_of(const Tensor& matrix, int64_t row, int64_t column) {
     return matrix.present() ? matrix.as<T>() + row * matrix.stride[0] + column : nullptr;
 }
 
+// dropout(hidden) of rows first … first + count - 1, and what the backward needs.
 template <class T, Activation kActivation>
-void forward(const FeedForwardForward& args) {
-    const int64_t rows = args.x.size[0], inner = args.x.size[1], width = args.w1.size[0], outer = args.w2.size[0];
+void find_hidden(const FeedForwardForward& args, const float* b1, int64_t first, int64_t count, T* hidden) {
+    const int64_t inner = args.x.size[1], width = args.w1.size[0];
     const bool gated = args.w_gate.present(), dropped = args.dropout_p > 0.0;
+    const Dropout dropout(args.dropout_p, args.seed);
+    const Matrix<T> x = matrix_of<T>(args.x).from(first, 0);
+    if (gated) {
+        auto gate = [&](int64_t row, int64_t column, int64_t columns, const float* sums) {
+            T* pre_gate = row_of<T>(args.pre_gate, first + row, column);
+            T* to = hidden + row * width + column;
+            each_vector_in_turn(columns, [&](int64_t i, auto lanes) FASTATTN_BODY {
+                const Vec value = load(sums + i);
+                if (pre_gate) store(pre_gate + i, value, lanes);
+                store(to + i, activate<kActivation>(value), lanes);
+            });
+        };
+        gemm(count, width, inner, x, matrix_of<T>(args.w_gate).transposed(), gate);
+    }
+    auto activated = [&](int64_t row, int64_t column, int64_t columns, const float* sums) {
+        T* pre = row_of<T>(args.pre, first + row, column);
+        T* to = hidden + row * width + column;
+        const RowKey key = dropout.row(static_cast<uint64_t>(first + row));
+        each_vector_in_turn(columns, [&](int64_t i, auto lanes) FASTATTN_BODY {
+            Vec value = load(sums + i);
+            if (b1) value += load(b1 + column + i, lanes);
+            if (pre) store(pre + i, value, lanes);
+            value = gated ? load(to + i, lanes) * value : activate<kActivation>(value);
+            if (dropped) {
+                const KeepVec keep = dropout.keep_columns(key, static_cast<uint32_t>(column + i));
+                value = select(keep, value * dropout.scale(), Vec{});
+            }
+            store(to + i, value, lanes);
+        });
+    };
+    gemm(count, width, inner, x, matrix_of<T>(args.w1).transposed(), activated);
+}
+
+template <class T>
+void forward(const FeedForwardForward& args) {
+    const int64_t rows = args.x.size[0], width = args.w1.size[0], outer = args.w2.size[0];
     const Scratch<float> b1_space(width), b2_space(outer);
     const float* b1 = args.b1.present() ? as_float(args.b1, width, 0.0f, b1_space.get()) : nullptr;
     const float* b2 = args.b2.present() ? as_float(args.b2, outer, 0.0f, b2_space.get()) : nullptr;
-    const Dropout dropout(args.dropout_p, args.seed);
     const int64_t chunk_rows = ceil_div(rows, larger(ceil_div(rows, kChunkRows), 1));
-    const Scratch<T> hidden_space(chunk_rows * width);
-    T* const hidden = hidden_space.get();
+    const Scratch<T> hidden(chunk_rows * width);
 
     for (int64_t first = 0; first < rows; first += chunk_rows) {
         const int64_t count = smaller(chunk_rows, rows - first);
-        const Matrix<T> x = matrix_of<T>(args.x).from(first, 0);
-        if (gated) {
-            auto gate = [&](int64_t row, int64_t column, int64_t columns, const float* sums) {
-                T* pre_gate = row_of<T>(args.pre_gate, first + row, column);
-                T* to = hidden + row * width + column;
-                each_vector(0, columns, [&](int64_t i, int, auto lanes) FASTATTN_BODY {
-                    const Vec value = load(sums + i);
-                    if (pre_gate) store(pre_gate + i, value, lanes);
-                    store(to + i, activate<kActivation>(value), lanes);
-                });
-            };
-            gemm(count, width, inner, x, matrix_of<T>(args.w_gate).transposed(), gate);
-        }
-        auto activated = [&](int64_t row, int64_t column, int64_t columns, const float* sums) {
-            T* pre = row_of<T>(args.pre, first + row, column);
-            T* to = hidden + row * width + column;
-            const RowKey key = dropout.row(static_cast<uint64_t>(first + row));
-            each_vector(0, columns, [&](int64_t i, int, auto lanes) FASTATTN_BODY {
-                Vec value = load(sums + i);
-                if (b1) value += load(b1 + column + i, lanes);
-                if (pre) store(pre + i, value, lanes);
-                value = gated ? load(to + i, lanes) * value : activate<kActivation>(value);
-                if (dropped) {
-                    const KeepVec keep = dropout.keep_columns(key, static_cast<uint32_t>(column + i));
-                    value = select(keep, value * dropout.scale(), Vec{});
-                }
-                store(to + i, value, lanes);
-            });
-        };
-        gemm(count, width, inner, x, matrix_of<T>(args.w1).transposed(), activated);
+        with_activation(args.activation,
+                        [&](auto tag) { find_hidden<T, tag.value>(args, b1, first, count, hidden.get()); });
         auto finish = [&](int64_t row, int64_t column, int64_t columns, const float* sums) {
             T* out = row_of<T>(args.out, first + row, column);
             each_vector(0, columns, [&](int64_t i, int, auto lanes) FASTATTN_BODY {
@@ -76,17 +83,14 @@ void forward(const FeedForwardForward& args) {
                 store(out + i, b2 ? value + load(b2 + column + i, lanes) : value, lanes);
             });
         };
-        gemm(count, outer, width, Matrix<T>{hidden, width, 1}, matrix_of<T>(args.w2).transposed(), finish);
+        gemm(count, outer, width, Matrix<T>{hidden.get(), width, 1}, matrix_of<T>(args.w2).transposed(), finish);
     }
 }
 
 }  // namespace
 
 void feed_forward_forward(const FeedForwardForward& args) {
-    with_dtype(args.x.dtype, [&](auto* element) {
-        using T = std::remove_pointer_t<decltype(element)>;
-        with_activation(args.activation, [&](auto tag) { forward<T, tag.value>(args); });
-    });
+    with_dtype(args.x.dtype, [&](auto* element) { forward<std::remove_pointer_t<decltype(element)>>(args); });
 }
 
 }  // namespace fastattn::FASTATTN_ISA

@@ -19,22 +19,14 @@
 // only thing that is not small beside it. Memory: A and B are read once (A once more for every kBlockColumns columns,
 // from the cache if it fits), and the packed panels of B, at most kPackedAtOnce bytes at a time, are written once.
 //
-// Where A has few rows and B's columns lie along the depth, nothing of B is packed: up to kFewRows rows are multiplied
-// by dot products along the depth (few_rows.h); up to kSwapRows rows by C^T = B^T . A^T, with A as the packed one.
 #pragma once
 
-#include <string.h>
-
-#include "few_rows.h"
-#include "matrix.h"
+#include "product.h"
 
 namespace fastattn::FASTATTN_ISA {
 
-constexpr int64_t kSwapRows = 64;
-
 namespace gemm_detail {
 
-constexpr int64_t kBlockStrips = 8, kBlockRows = kBlockStrips * kTileRows;
 constexpr int64_t kBlockColumns = 1536, kBlockPanels = kBlockColumns / kTileColumns;
 constexpr int64_t kDepthBlock = 192;                 // steps
 constexpr int64_t kDepthAtOnce = 4096;               // steps packed at a time
@@ -243,68 +235,5 @@ class Product {
     bool parallel_, in_place_;
 };
 
-template <class Epilogue>
-inline void finish_rows(const void* epilogue, int64_t row, int64_t rows, int64_t column, int64_t columns,
-                        const float* sums, int64_t stride) {
-    for (int64_t r = 0; r < rows; ++r) {
-        (*static_cast<const Epilogue*>(epilogue))(row + r, column, columns, sums + r * stride);
-    }
-}
-
-// Of parts of C^T: `row` is a column of C.
-template <class Epilogue>
-inline void finish_transposed(const void* epilogue, int64_t row, int64_t rows, int64_t column, int64_t columns,
-                              const float* sums, int64_t stride) {
-    constexpr int64_t kWidth = (kBlockRows + kLanes - 1) / kLanes * kLanes;
-    float turned[kLanes][kWidth];
-    for (int64_t c = 0; c < columns; c += kLanes) {
-        for (int64_t r = 0; r < rows; r += kLanes) {
-            Vec square[kLanes];
-            for (int i = 0; i < kLanes; ++i) square[i] = r + i < rows ? load(sums + (r + i) * stride + c) : Vec{};
-            transpose(square);
-            for (int i = 0; i < kLanes; ++i) store(&turned[i][r], square[i]);
-        }
-        for (int64_t i = 0; i < kLanes && c + i < columns; ++i) {
-            (*static_cast<const Epilogue*>(epilogue))(column + c + i, row, rows, turned[i]);
-        }
-    }
-}
-
 }  // namespace gemm_detail
-
-// epilogue(row, column, columns, sums): C's elements (row, column) … (row, column + columns - 1) in float32; `sums` may
-// be read up to whole vectors. Each element is given once; different threads give different ones.
-template <class T, class Epilogue>
-inline void gemm(int64_t rows, int64_t columns, int64_t depth, Matrix<T> a, Matrix<T> b, const Epilogue& epilogue) {
-    using namespace gemm_detail;
-    if (rows == 0 || columns == 0) return;
-    if (rows <= kFewRows && b.row == 1) {
-        few_rows(rows, columns, depth, a, b, {finish_rows<Epilogue>, &epilogue, false});
-    } else if (rows <= kSwapRows && columns > rows && b.row == 1) {
-        Product<T>(columns, rows, depth, b.transposed(), a.transposed())
-            .run({finish_transposed<Epilogue>, &epilogue, true});
-    } else {
-        Product<T>(rows, columns, depth, a, b).run({finish_rows<Epilogue>, &epilogue, false});
-    }
-}
-
-// out = [out +] A . B, rounded to T. `out` has unit stride along either dimension.
-template <class T>
-inline void product_into(int64_t rows, int64_t columns, int64_t depth, Matrix<T> a, Matrix<T> b, const Tensor& out,
-                         bool accumulate = false) {
-    if (!out.unit_last_stride()) {
-        Tensor turned = out;
-        turned.size[0] = out.size[1], turned.size[1] = out.size[0];
-        turned.stride[0] = out.stride[1], turned.stride[1] = out.stride[0];
-        return product_into<T>(columns, rows, depth, b.transposed(), a.transposed(), turned, accumulate);
-    }
-    gemm(rows, columns, depth, a, b, [&](int64_t row, int64_t column, int64_t count, const float* sums) {
-        T* to = out.as<T>() + row * out.stride[0] + column;
-        each_vector(0, count, [&](int64_t i, int, auto lanes) FASTATTN_BODY {
-            const Vec value = load(sums + i);
-            store(to + i, accumulate ? value + load(to + i, lanes) : value, lanes);
-        });
-    });
-}
-
 }  // namespace fastattn::FASTATTN_ISA

@@ -11,7 +11,7 @@
 // Work: 4 rows in out flops. Must move grad_out, pre, x and grad_x once, and grad_pre three times.
 #include "activation.h"
 #include "column_sums.h"
-#include "gemm.h"
+#include "product.h"
 
 namespace fastattn::FASTATTN_ISA {
 namespace {
@@ -25,7 +25,7 @@ void through_activation(const LinearBackward& args, const Matrix<T>& grad_out, T
     sums.add_rows([&](int64_t row, int, float* sum) {
         const T* from = grad_out.from(row, 0).data;
         const T* pre = args.pre.present() ? args.pre.as<T>() + row * args.pre.stride[0] : nullptr;
-        each_vector(0, columns, [&](int64_t i, int, auto lanes) FASTATTN_BODY {
+        each_vector_in_turn(columns, [&](int64_t i, auto lanes) FASTATTN_BODY {
             Vec grad = load(from + i, lanes);
             if constexpr (kActivation != Activation::kNone) {
                 grad = activate<kActivation>(load(pre + i, lanes), grad).grad;

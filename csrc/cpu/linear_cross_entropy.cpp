@@ -20,9 +20,9 @@
 // many.
 #include <type_traits>
 
-#include "gemm.h"
 #include "kernels.h"
 #include "math.h"
+#include "product.h"
 #include "row.h"
 
 namespace fastattn::FASTATTN_ISA {

@@ -7,7 +7,7 @@
 //
 // Work: 2 rows in out flops, and an activation's 20 to 60 an output. Must move x, weight, residual, out and pre once.
 #include "activation.h"
-#include "gemm.h"
+#include "product.h"
 #include "row.h"
 
 namespace fastattn::FASTATTN_ISA {
@@ -23,7 +23,7 @@ void forward(const LinearForward& args) {
         T* pre = args.pre.present() ? args.pre.as<T>() + row * args.pre.stride[0] + column : nullptr;
         const T* residual =
             args.residual.present() ? args.residual.as<T>() + row * args.residual.stride[0] + column : nullptr;
-        each_vector(0, count, [&](int64_t i, int, auto lanes) FASTATTN_BODY {
+        each_vector_in_turn(count, [&](int64_t i, auto lanes) FASTATTN_BODY {
             Vec value = load(sums + i);
             if (bias) value += load(bias + column + i, lanes);
             if (kActivation != Activation::kNone && pre) store(pre + i, value, lanes);

@@ -55,6 +55,15 @@ inline void each_vector(int64_t begin, int64_t end, const Body& body) {
     if (i < end) body(i, 0, Tail{end - i});
 }
 
+// body(i, lanes) for each vector of [0, count): for long bodies, which the machine overlaps by itself, and which are
+// compiled once for each dtype and activation.
+template <class Body>
+inline void each_vector_in_turn(int64_t count, const Body& body) {
+    int64_t i = 0;
+    for (; i + kLanes <= count; i += kLanes) body(i, Full{});
+    if (i < count) body(i, Tail{count - i});
+}
+
 // A vector of `dim` elements (a weight, a bias) as float32: itself, converted into `space`, or `absent` everywhere.
 inline const float* as_float(const Tensor& vector, int64_t dim, float absent, float* space) {
     if (vector.dtype == DType::kFloat32) return vector.as<float>();

@@ -42,6 +42,9 @@ FASTATTN_INLINE Ints mask_vector(const uint8_t* row, int64_t stride, int64_t j, 
 FASTATTN_INLINE Vec masked(Vec s, Vec mask) { return s + mask; }
 FASTATTN_INLINE Vec masked(Vec s, Ints takes_part) { return select(takes_part, s, splat(-kInfinity)); }
 
+// A finite score stays finite, and its key takes part: masks are made of the lowest float, too.
+FASTATTN_INLINE Vec to_base_two(Vec s) { return select(s == splat(-kInfinity), s, max(splat(kLowest), s * kLog2E)); }
+
 }  // namespace detail
 
 class Score {
@@ -140,7 +143,7 @@ class Score {
                 s -= slope * abs(__builtin_convertvector(distance, Vec));
             }
             if (mask) s = detail::masked(s, detail::mask_vector(mask, stride, c, smaller(kLanes, count - c)));
-            store(row + c, s * kLog2E);
+            store(row + c, detail::to_base_two(s));
         }
     }
 

@@ -7,8 +7,13 @@
 namespace fastattn::FASTATTN_ISA {
 
 // A row of `columns` (whole vectors) scores becomes the weights exp2(factor * score - top), in place; returns their
-// sum. `top` is at least every factor * score, or -inf if there is none.
+// sum. `top` is the greatest factor * score, rounded, or more, or -inf if there is none.
 FASTATTN_INLINE float exponentials(float factor, float top, int64_t columns, float* row) {
+    if (top > 0x1p24f || top < -0x1p24f) {
+        // Multiplied and subtracted in one step, the greatest score would differ from its own rounding by whole numbers.
+        for (int64_t c = 0; c < columns; c += kLanes) store(row + c, load(row + c) * factor);
+        factor = 1.0f;
+    }
     const Vec base = splat(top == -kInfinity ? 0.0f : top);
     Vec even{}, odd{};
     int64_t c = 0;

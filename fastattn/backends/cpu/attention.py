@@ -41,7 +41,7 @@ def forward(
     """Arguments and results as in docs/architecture.md, "Normalised arguments"."""
     batch, heads, q_len, _ = query.shape
     out = query.new_empty(batch, q_len, heads, value.shape[3]).transpose(1, 2)
-    lse = torch.empty(batch, heads, q_len, dtype=torch.float32)
+    lse = query.new_empty(batch, heads, q_len, dtype=torch.float32)
     _native.C.attention_forward(
         query,
         key,

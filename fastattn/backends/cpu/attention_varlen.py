@@ -47,7 +47,7 @@ def forward(
     """Arguments and results as in docs/architecture.md, "Normalised arguments"."""
     total_q, heads, _ = query.shape
     out = query.new_empty(total_q, heads, value.shape[2])
-    lse = torch.empty(heads, total_q, dtype=torch.float32)
+    lse = query.new_empty(heads, total_q, dtype=torch.float32)
     _native.C.attention_varlen_forward(
         query,
         key,
