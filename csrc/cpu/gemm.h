@@ -174,26 +174,11 @@ class Product {
         }
     }
 
-    // Fetches the part-th of `parts` parts of what pack_strips reads next. Its lines lie a row of the matrix apart,
-    // where no prefetcher of the machine finds them; spread over the tiles before, they cost nothing.
-    void fetch_strips(const Block& block, int64_t d, int64_t part, int64_t parts) const {
-        const int64_t depth = smaller(depth_block_, block.depth_begin + block.depth - d);
-        for (int64_t s = depth * part / parts; s < depth * (part + 1) / parts; ++s) {
-            const char* from = reinterpret_cast<const char*>(a_.from(block.row, d + s).data);
-            for (int64_t i = 0; i < block.rows * static_cast<int64_t>(sizeof(T)); i += 64) {
-                __builtin_prefetch(from + i, 0, 2);
-            }
-        }
-    }
-
     void multiply(const Block& block, const Step* panels, int64_t c0, Step* space, const Finish& finish) const {
         const bool last_part = block.depth_begin + block.depth >= depth_;
-        const bool fetches = a_.row == 1 && a_.column != 1;
-        const int64_t tiles = ceil_div(block.rows, kTileRows) * ceil_div(block.columns, kTileColumns);
         for (int64_t d = 0; d == 0 || d < block.depth; d += depth_block_) {
             const int64_t depth = smaller(depth_block_, block.depth - d);
             const bool last = last_part && d + depth >= block.depth, adds = block.depth_begin + d > 0;
-            int64_t tile = 0;
             if (a_.column != 1) pack_strips(block, block.depth_begin + d, depth, space);
             for (int64_t r = 0; r < block.rows; r += kTileRows) {
                 const int64_t rows = smaller(kTileRows, block.rows - r);
@@ -201,9 +186,6 @@ class Product {
                 float* sums = block.sums + (block.keeps_rows ? r * block.stride : 0);
                 const Step* panel = panels + d / kSteps * kTileColumns;
                 for (int64_t c = 0; c < block.columns; c += kTileColumns, panel += panel_size_) {
-                    if (fetches && d + depth_block_ < block.depth) {
-                        fetch_strips(block, block.depth_begin + d + depth_block_, tile++, tiles);
-                    }
                     if (block.columns - c > kLanes) {
                         tile_rows<Step>(static_cast<int>(rows), ceil_div(depth, kSteps), strip.data, strip.row,
                                         strip.step, panel, kTileColumns, sums + c, block.stride, adds);

@@ -93,7 +93,7 @@ void* scratch_allocate(size_t bytes) {
     void* memory = nullptr;
     if (posix_memalign(&memory, large ? kHugePage : kLine, bytes ? bytes : kLine) != 0) throw std::bad_alloc();
 #ifdef MADV_HUGEPAGE
-    // One fault for 2 MiB: those of small pages cost a tenth of the time of a product that fills its scratch once.
+    // One fault for 2 MiB: those of small pages took a tenth of the backward of feed_forward, which fills its scratch once.
     if (large) madvise(memory, bytes / kHugePage * kHugePage, MADV_HUGEPAGE);
 #endif
     return memory;
