@@ -1,14 +1,12 @@
 """Attention on the CPU, dense, forward and backward, against the eager definition."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 import torch.nn.functional as F
 from attention_cases import AttentionCase, attention_cases
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from memory import most_memory_of, needs_linux
 from norm_cases import DTYPES, check_refused, with_specials
 from torch.autograd import forward_ad
 
@@ -67,20 +65,35 @@ def test_bits_do_not_depend_on_threads(
     same_bits_at_any_thread_count(run)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the high-water mark of memory is read from Linux's /proc")
+@needs_linux
 def test_the_matrix_of_scores_is_never_formed() -> None:
     """Forward and backward over 8192 tokens: the (seq, seq) matrix alone would be 256 MiB."""
-
-    def most_memory() -> int:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
-
     query, key, value = (torch.randn(1, 1, 8192, 8, requires_grad=True) for _ in range(3))
-    Path("/proc/self/clear_refs").write_text("5")  # sets the mark to what is in use now
-    before = most_memory()
     with fastattn.use_backend("cpu"):
-        fastattn.attention(query, key, value).sum().backward()
-    assert most_memory() - before < 64 * 1024  # KiB
+        assert most_memory_of(lambda: fastattn.attention(query, key, value).sum().backward()) < 64 << 20
+
+
+@pytest.mark.parametrize("scale", [1e8, 1e10, 1e20])
+@pytest.mark.parametrize("q", [3, 9])
+def test_huge_scores(isa: str, scale: float, q: int) -> None:
+    """Scores so large that their own roundings are more than an exponential's range: the greatest takes all weight."""
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(1, 2, n, 8) for n in (q, 300, 300))
+    with fastattn.use_backend("cpu"):
+        out, lse = fastattn.attention(query, key, value, scale=scale, return_lse=True)
+    score = query.double() @ key.double().mT * scale
+    torch.testing.assert_close(lse.double(), score.logsumexp(-1), rtol=1e-6, atol=0.0)
+    torch.testing.assert_close(out, (score.softmax(-1) @ value.double()).float())
+
+
+@pytest.mark.parametrize("q", [3, 9])
+def test_a_mask_of_the_lowest_float(isa: str, q: int) -> None:
+    """Models mask with it as well as with -inf. A row that has nothing else gives the mean of the values, as in eager."""
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(1, 2, n, 8, requires_grad=True) for n in (q, 300, 300))
+    mask = torch.full((q, 300), torch.finfo(torch.float32).min)
+    mask[1:, 7:] = 0.0
+    verify.check(fastattn.attention, query, key, value, mask, return_lse=True, backend="cpu").raise_if_failed()
 
 
 @given(p=st.sampled_from((0.1, 0.5, 0.999, 1.0)), seed=st.integers(-(2**63), 2**63 - 1), q=st.integers(1, 120))

@@ -94,7 +94,7 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Arguments and results as in docs/architecture.md, "Normalised arguments"."""
     grads = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
-    grad_mask = torch.empty_like(attn_mask) if mask_grad else None
+    grad_mask = _native.gradient(attn_mask, mask_grad)
     _native.C.attention_varlen_backward(
         grad_out,
         grad_lse,

@@ -100,6 +100,6 @@ def _run(x, weight, target, bias, class_weight, grad_loss, loss, settings, needs
         *settings,
     )
     for grad, rows_of_grad in zip(grads, written, strict=True):
-        if grad is not None and rows_of_grad is not grad:
+        if grad is not None and rows_of_grad is not None and rows_of_grad is not grad:
             grad.copy_(rows_of_grad)
     return given(grads[0], x), given(grads[1], x), given(grads[2], x)
