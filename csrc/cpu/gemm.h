@@ -9,8 +9,8 @@
 //                                             the second-level cache or the third; it is read where it lies if its
 //     strip       +-----+-----+-----+         rows lie along the depth in the right dtype, else it is converted,
 //     of A   ===  |  |  |  |tile |  |         transposed or moved on the way. Blocks are wide so that A is read once or
-//                 +-----+-----+-----+         twice, and C written in whole rows: narrower ones cost a tenth of the
-//                 time |     |     |     |         where the depth is short.
+//                 +-----+-----+-----+         twice, and C written in whole rows: narrower ones cost a tenth of the time
+//                 |     |     |     |         where the depth is short.
 //
 // Sums over more than kDepthBlock are made in equal parts, added in order: for accuracy, and to fit the caches. The cut
 // depends on the shape alone, so results do not depend on the number of threads.
@@ -18,7 +18,6 @@
 // Work: 2 rows columns depth flops; a tile's depth block takes kTileRows * kTileVectors multiply-adds a step and is the
 // only thing that is not small beside it. Memory: A and B are read once (A once more for every kBlockColumns columns,
 // from the cache if it fits), and the packed panels of B, at most kPackedAtOnce bytes at a time, are written once.
-//
 #pragma once
 
 #include "product.h"
@@ -83,7 +82,7 @@ class Product {
                 const int64_t row_blocks = ceil_div(rows, block_rows);
                 for (int64_t d0 = 0; d0 == 0 || d0 < depth_; d0 += depth_at_once_) {
                     const int64_t depth = smaller(depth_at_once_, depth_ - d0);
-                    if (!in_parts ? r0 == 0 : true) pack(c0, columns, d0, depth, packed.get());
+                    if (in_parts || r0 == 0) pack(c0, columns, d0, depth, packed.get());
                     for_tasks(parallel_, row_blocks * column_blocks, [&](int64_t task, int thread) {
                         Block block;
                         block.row = task % row_blocks * block_rows;
@@ -119,10 +118,7 @@ class Product {
     };
 
     // Rows of A that would take the same few sets of the first-level cache.
-    bool rows_collide() const {
-        const int64_t distance = (a_.row * static_cast<int64_t>(sizeof(T)) + 128) % 4096;
-        return distance >= 0 ? distance < 256 : distance + 4096 < 256;
-    }
+    bool rows_collide() const { return (a_.row * static_cast<int64_t>(sizeof(T)) + 128) % 4096 < 256; }
 
     void pack(int64_t c0, int64_t columns, int64_t d0, int64_t depth, Step* packed) const {
         const int64_t panels = ceil_div(columns, kTileColumns), some = ceil_div(panels, kTasks);

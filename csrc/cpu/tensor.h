@@ -56,8 +56,10 @@ struct Tensor {
         return true;
     }
 
-    // Whether the elements of the last dimension lie next to each other.
-    FASTATTN_INLINE bool unit_last_stride() const { return rank == 0 || size[rank - 1] <= 1 || stride[rank - 1] == 1; }
+    // Whether the elements of the last dimension lie next to each other. As above, no elements always do.
+    FASTATTN_INLINE bool unit_last_stride() const {
+        return rank == 0 || size[rank - 1] <= 1 || stride[rank - 1] == 1 || numel() == 0;
+    }
 };
 
 }  // namespace fastattn

@@ -82,10 +82,7 @@ def matrix(tensor: Tensor) -> Tensor:
 
 def rows(tensor: Tensor) -> Tensor:
     """`matrix`, with the features of a row next to each other in memory."""
-    if tensor.stride(-1) == 1:
-        return matrix(tensor)
-    # torch calls a tensor without elements contiguous, whatever its strides.
-    return tensor.contiguous() if tensor.numel() else tensor.new_empty(tensor.shape)
+    return matrix(tensor) if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
 def gradient(tensor: Tensor | None, needed: bool) -> Tensor | None:

@@ -71,7 +71,7 @@ def backward(
     needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Arguments and results as in docs/architecture.md, "Normalised arguments"."""
-    if reduction != "none" and x.dtype != torch.float16:
+    if any(found.numel() for found in (found_x, found_weight, found_bias)):
         grad_x, grad_weight, grad_bias = (
             found * grad_loss if need else x.new_empty(0)
             for found, need in zip((found_x, found_weight, found_bias), needs, strict=True)
