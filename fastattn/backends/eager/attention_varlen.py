@@ -59,7 +59,8 @@ def forward(
     i = torch.arange(max_seqlen_q, device=query.device)[:, None]
     j = torch.arange(max_seqlen_k, device=query.device)
     distance = i + (k_len - q_len) - j
-    allowed = j < k_len
+    # Padding takes part on neither side: a row of zeros times an infinite key would be NaN, and so its gradient.
+    allowed = (i < q_len) & (j < k_len)
     admitted = window(distance, window_left, window_right)
     if admitted is not None:
         allowed = allowed & admitted
