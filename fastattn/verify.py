@@ -87,21 +87,23 @@ def compare(fast: Tensor, eager: Tensor, reference: Tensor, name: str = "output"
         return Comparison(name, float("inf"), 0.0, 0.0, mismatch)
     eps = torch.finfo(fast.dtype).eps
     wide, wide_eager, reference = (x.detach().double() for x in (fast, eager, reference))
-    special = ~torch.isfinite(wide_eager)
-    same = torch.isfinite(wide) == ~special
-    same &= ~special | (wide == wide_eager) | (torch.isnan(wide) & torch.isnan(wide_eager))
+    same = _equally_special(wide, wide_eager) | _equally_special(wide, reference)
     if not bool(same.all()):
         count = int((~same).sum())
         mismatch = f"{count} of {same.numel()} elements are NaN or infinite where eager's are not, or the reverse"
         return Comparison(name, float("inf"), 0.0, 0.0, mismatch)
-    finite = ~special & torch.isfinite(reference)
 
     def largest(x: Tensor) -> float:
-        x = x[finite]
+        x = x[torch.isfinite(x)]
         return float(x.abs().max()) if x.numel() else 0.0
 
     error, eager_error = largest(wide - reference), largest(wide_eager - reference)
     return Comparison(name, error, eager_error, FACTOR * eager_error + ULPS * eps * largest(reference))
+
+
+def _equally_special(x: Tensor, y: Tensor) -> Tensor:
+    """Where both are finite, both NaN, or the same infinity."""
+    return (torch.isfinite(x) & torch.isfinite(y)) | (x == y) | (torch.isnan(x) & torch.isnan(y))
 
 
 def compare_all(fast: Iterable, eager: Iterable, reference: Iterable, names: Iterable[str]) -> Report:

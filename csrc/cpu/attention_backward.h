@@ -93,7 +93,7 @@ class ScoreGradient {
         for (int64_t r = 0; r < round_up(block.rows, kSteps); r += kSteps) {
             const KeyRange computed = block.computed[r / kTileRows];
             if (computed.begin >= computed.end) continue;
-            bool whole = args_.mask.dtype != DType::kBool;
+            bool whole = true;
             for (int64_t i = r; i < r + kSteps; ++i) whole &= prepare_row(block, i, computed, m);
             if (plain_ && terms.source == RowTerms::kFromLse) {
                 weigh_rows<true>(whole, r, computed, terms, m);
@@ -110,7 +110,7 @@ class ScoreGradient {
             if (plain_) {
                 weigh_rows<false>(whole, r, computed, terms, m);
             } else {
-                for (int64_t i = r; i < r + kSteps; ++i) weigh_row(block, whole, i, computed, terms, mask_sums, m);
+                for (int64_t i = r; i < r + kSteps; ++i) weigh_row(block, i, computed, terms, mask_sums, m);
                 narrow_rows(r, computed, m);
             }
         }
@@ -120,7 +120,7 @@ class ScoreGradient {
 
   private:
     // Scores in place of products, where the score is more than a factor. Keys that do not take part get -inf. Returns
-    // whether all keys take part.
+    // whether the window leaves all keys.
     bool prepare_row(const Block& block, int64_t r, KeyRange computed, const BlockMemory<P>& m) const {
         float *x = m.x + r * kStride + computed.begin, *y = m.y + r * kStride + computed.begin;
         const int64_t columns = computed.end - computed.begin, first = block.j0 + computed.begin;
@@ -144,14 +144,14 @@ class ScoreGradient {
     float exponentiate(const Block& block, int64_t r, KeyRange computed, float base, const BlockMemory<P>& m) const {
         float *x = m.x + r * kStride + computed.begin, *y = m.y + r * kStride + computed.begin;
         const int64_t columns = computed.end - computed.begin;
-        const float total = exponentials(score_.plain() ? score_.factor() : 1.0f, base, columns, x);
+        const float total = exponentials<true>(score_.plain() ? score_.factor() : 1.0f, base, columns, x);
         if (score_.drops()) {
             float* dropped = m.dropped + r % kSteps * kStride;
             for (int64_t c = 0; c < columns; c += kLanes) store(dropped + c, load(x + c));
             score_.drop_row(block.seq, args_.query.size[2], block.b, block.h, block.i0 + r, block.j0 + computed.begin,
                             columns, dropped);
             for (int64_t c = 0; c < columns; c += kLanes) {
-                store(y + c, select(load(dropped + c) == Vec{}, Vec{}, load(y + c) * score_.drop_scale()));
+                store(y + c, select(has_no_weight(load(dropped + c)), Vec{}, load(y + c) * score_.drop_scale()));
             }
         }
         return total;
@@ -176,7 +176,10 @@ class ScoreGradient {
     // kSteps rows to the operands at once, from scores (kFromLse) or exponentials.
     template <bool kScores>
     void weigh_rows(bool whole, int64_t r, KeyRange computed, const RowTerms& terms, const BlockMemory<P>& m) const {
-        if (whole) {
+        // Zero times finite numbers is zero: keys that take no part need no look where all that meets them is finite.
+        float sum = 0.0f;
+        for (int64_t i = r; i < r + kSteps; ++i) sum += terms.base[i] + terms.scale[i] + terms.delta[i];
+        if (whole && sum - sum == 0.0f) {
             weigh_rows<kScores, false>(r, computed, terms, m);
         } else {
             weigh_rows<kScores, true>(r, computed, terms, m);
@@ -189,9 +192,10 @@ class ScoreGradient {
         const Vec factor = splat(score_.factor());
         auto weigh = [&](int64_t row, Vec& x, Vec& y) __attribute__((always_inline)) {
             const Vec weight = kScores ? exp2_bounded(x * factor - terms.base[row]) : x * terms.scale[row];
+            const Ints excluded = kScores ? x == splat(-kInfinity) : has_no_weight(x);
             const Vec grad = weight * (y - terms.delta[row]);
-            y = kExcluded ? select(x == splat(kScores ? -kInfinity : 0.0f), Vec{}, grad) : grad;
-            x = weight;
+            y = kExcluded ? select(excluded, Vec{}, grad) : grad;
+            x = kExcluded ? select(excluded, Vec{}, weight) : weight;
         };
         for (int64_t c = computed.begin; c < computed.end; c += kLanes) {
             Vec x0 = load(x + c), y0 = load(y + c);
@@ -225,18 +229,17 @@ class ScoreGradient {
     }
 
     // One row of exponentials, with all that a score may have, in place.
-    void weigh_row(const Block& block, bool whole, int64_t r, KeyRange computed, const RowTerms& terms,
-                   MaskSums* mask_sums, const BlockMemory<P>& m) const {
+    void weigh_row(const Block& block, int64_t r, KeyRange computed, const RowTerms& terms, MaskSums* mask_sums,
+                   const BlockMemory<P>& m) const {
         float *x = m.x + r * kStride + computed.begin, *y = m.y + r * kStride + computed.begin;
         const int64_t columns = computed.end - computed.begin, i = block.i0 + r;
         const float* dropped = score_.drops() ? m.dropped + r % kSteps * kStride : x;
         const Vec scale = splat(terms.scale[r]), delta = splat(terms.delta[r]);
-        // A key that takes part hands on a NaN of its row, even at -inf; one that does not, does not.
-        const Vec excluded = splat(whole ? __builtin_nanf("") : 0.0f);
         for (int64_t c = 0; c < columns; c += kLanes) {
-            const Vec exponential = load(x + c), weight = load(dropped + c) * scale;
-            store(y + c, select(exponential == excluded, Vec{}, exponential * scale * (load(y + c) - delta)));
-            store(x + c, weight);
+            const Vec exponential = load(x + c), left = load(dropped + c);
+            const Vec grad = exponential * scale * (load(y + c) - delta);
+            store(y + c, select(has_no_weight(exponential), splat(kNoWeight), grad));
+            store(x + c, select(has_no_weight(left), Vec{}, left * scale));
         }
         if (r >= block.rows) return;
         if (mask_sums) {
@@ -247,7 +250,10 @@ class ScoreGradient {
         }
         if (args_.softcap > 0.0f) {
             const float* slopes = m.slopes + r % kSteps * kStride;
-            for (int64_t c = 0; c < columns; c += kLanes) store(y + c, load(y + c) * load(slopes + c));
+            for (int64_t c = 0; c < columns; c += kLanes) {
+                const Vec grad = load(y + c);
+                store(y + c, select(has_no_weight(grad), Vec{}, grad * load(slopes + c)));
+            }
         }
     }
 

@@ -10,6 +10,7 @@
 #include "math.h"
 #include "sequence.h"
 #include "simd.h"
+#include "softmax.h"
 
 namespace fastattn::FASTATTN_ISA {
 
@@ -105,13 +106,13 @@ class Score {
         return true;
     }
 
-    // Dropout on the weights of query i and keys j0 … j0 + count - 1. `total_q` is the packed query's length.
+    // Dropout on the weights (softmax.h) of query i and keys j0 … j0 + count - 1. `total_q` is the packed query's length.
     void drop_row(const Sequence& seq, int64_t total_q, int64_t b, int64_t h, int64_t i, int64_t j0, int64_t count,
                   float* row) const {
         const RowKey key = dropout_.row(dropout_row(args_, seq, total_q, b, h, i));
         for (int64_t c = 0; c < count; c += kLanes) {
             const KeepVec keep = dropout_.keep_columns(key, static_cast<uint32_t>(j0 + c));
-            store(row + c, select(keep, load(row + c) * dropout_.scale(), Vec{}));
+            store(row + c, select(keep, load(row + c) * dropout_.scale(), splat(kNoWeight)));
         }
     }
 

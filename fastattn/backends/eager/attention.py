@@ -7,7 +7,8 @@
     p   = softmax(s);  lse = logsumexp(s)
     out = dropout(p) . value
 
-A row whose every key is excluded gives out = 0, lse = -inf and gradients of zero.
+A key at s = -inf takes no part: its weight and gradient are zero, even in a row that holds NaN. A row whose every key is
+excluded gives out = 0, lse = -inf and gradients of zero.
 """
 
 import torch
@@ -46,19 +47,26 @@ def attend(
     if group != 1:
         key, value = key.repeat_interleave(group, dim=1), value.repeat_interleave(group, dim=1)
 
+    takes_part = allowed
+    if attn_mask is not None and attn_mask.dtype == torch.bool:
+        takes_part = attn_mask if allowed is None else attn_mask & allowed
+
     score = (query @ key.mT).to(accumulate) * scale
+    if takes_part is not None:
+        score = score.masked_fill(~takes_part, 0.0)  # what lies there is not looked at, be it NaN
     if softcap > 0.0:
         score = softcap * torch.tanh(score / softcap)
     if alibi_slopes is not None:
         score = score - alibi_slopes[..., None, None].to(accumulate) * distance.abs()
     if attn_mask is not None and attn_mask.dtype != torch.bool:
         score = score + attn_mask.to(accumulate)
-    elif attn_mask is not None:
-        score = score.masked_fill(~attn_mask, -torch.inf)
-    if allowed is not None:
-        score = score.masked_fill(~allowed, -torch.inf)
+    if takes_part is not None:
+        score = score.masked_fill(~takes_part, -torch.inf)
 
-    # Softmax by hand, because a row of nothing but -inf has to end as zeros in both directions.
+    # Softmax by hand, because a row of nothing but -inf has to end as zeros in both directions. The first masked_fill
+    # changes no score: it ends the gradient of those that it fills.
+    excluded = score == -torch.inf
+    score = score.masked_fill(excluded, -torch.inf)
     if score.shape[-1] == 0:
         top = score.new_zeros((*score.shape[:-1], 1))
     else:
@@ -69,7 +77,7 @@ def attend(
     none = total == 0.0
     total = total.masked_fill(none, 1.0)
     lse = (top + torch.log(total)).masked_fill(none, -torch.inf).squeeze(-1)
-    weight = weight / total
+    weight = (weight / total).masked_fill(excluded, 0.0)
 
     if keep is not None:
         weight = dropout.apply(weight, keep, dropout_p)
