@@ -14,6 +14,8 @@
 
 #include <vector>
 
+#include "dlpack.h"
+
 namespace fastattn {
 
 namespace {
@@ -23,91 +25,82 @@ std::vector<void (*)(py::module_&)>& binding_list() {
     return list;
 }
 
-// What is looked up once: torch's types and the names of attributes. Never freed: the module lives as long as Python.
-struct TorchNames {
+// What is looked up once. Never freed: the module lives as long as Python.
+struct Torch {
     PyTypeObject* tensor_type;
     PyObject* get_num_threads;
-    struct {
-        PyObject* object;
-        DType dtype;
-    } dtypes[7];
-    PyObject *data_ptr, *dtype, *shape, *stride, *is_cpu;
+    const DLPackExchange* exchange;
 };
-TorchNames torch_names;
+Torch torch;
 
-void load_torch_names() {
-    py::module_ torch = py::module_::import("torch");
-    auto attribute = [&](const char* name) { return torch.attr(name).cast<py::object>().release().ptr(); };
-    torch_names = {
-        reinterpret_cast<PyTypeObject*>(attribute("Tensor")),
-        attribute("get_num_threads"),
-        {{attribute("float32"), DType::kFloat32},
-         {attribute("bfloat16"), DType::kBFloat16},
-         {attribute("float16"), DType::kFloat16},
-         {attribute("float64"), DType::kFloat64},
-         {attribute("int32"), DType::kInt32},
-         {attribute("int64"), DType::kInt64},
-         {attribute("bool"), DType::kBool}},
-        PyUnicode_InternFromString("data_ptr"),
-        PyUnicode_InternFromString("dtype"),
-        PyUnicode_InternFromString("shape"),
-        PyUnicode_InternFromString("stride"),
-        PyUnicode_InternFromString("is_cpu"),
-    };
+void load_torch() {
+    py::module_ module = py::module_::import("torch");
+    auto attribute = [&](const char* name) { return module.attr(name).cast<py::object>().release().ptr(); };
+    torch.tensor_type = reinterpret_cast<PyTypeObject*>(attribute("Tensor"));
+    torch.get_num_threads = attribute("get_num_threads");
+    const py::capsule exchange = module.attr("Tensor").attr("__dlpack_c_exchange_api__");
+    torch.exchange = exchange.get_pointer<DLPackExchange>();
+    if (torch.exchange->major != 1 || !torch.exchange->read) {
+        throw py::import_error("fastattn reads tensors through DLPack 1, which this torch does not have");
+    }
 }
 
-py::object owned(PyObject* object) {
-    if (!object) throw py::error_already_set();
-    return py::reinterpret_steal<py::object>(object);
-}
-
-int64_t to_int64(PyObject* object) {
-    const int64_t value = PyLong_AsLongLong(object);
-    if (value == -1 && PyErr_Occurred()) throw py::error_already_set();
-    return value;
+DType dtype_of(const DLPackTensor& source) {
+    if (source.lanes != 1) return DType::kAbsent;
+    switch (source.code * 256 + source.bits) {
+        case kDLFloat * 256 + 32:
+            return DType::kFloat32;
+        case kDLBfloat * 256 + 16:
+            return DType::kBFloat16;
+        case kDLFloat * 256 + 16:
+            return DType::kFloat16;
+        case kDLFloat * 256 + 64:
+            return DType::kFloat64;
+        case kDLInt * 256 + 32:
+            return DType::kInt32;
+        case kDLInt * 256 + 64:
+            return DType::kInt64;
+        case kDLBool * 256 + 8:
+            return DType::kBool;
+        default:
+            return DType::kAbsent;
+    }
 }
 
 }  // namespace
 
 Binding::Binding(void (*define)(py::module_&)) { binding_list().push_back(define); }
 
-Tensor read_tensor(py::handle source) {
+Tensor read_tensor(py::handle object) {
     Tensor tensor;
-    PyObject* object = source.ptr();
-    if (object == Py_None) return tensor;
-    const TorchNames& names = torch_names;
-    if (!PyObject_TypeCheck(object, names.tensor_type)) {
-        type_error(std::string("expected a torch.Tensor or None, got ") + Py_TYPE(object)->tp_name);
+    if (object.is_none()) return tensor;
+    if (!PyObject_TypeCheck(object.ptr(), torch.tensor_type)) {
+        type_error(std::string("expected a torch.Tensor or None, got ") + Py_TYPE(object.ptr())->tp_name);
     }
-    if (owned(PyObject_GetAttr(object, names.is_cpu)).ptr() != Py_True) {
-        value_error("expected a tensor in CPU memory, got one on " +
-                    py::str(source.attr("device")).cast<std::string>());
+    auto attribute = [&](const char* name) { return py::str(object.attr(name)).cast<std::string>(); };
+    DLPackTensor source{};
+    if (torch.exchange->read(object.ptr(), &source) != 0) {
+        const py::error_already_set error;
+        const auto why = py::str(error.value()).cast<std::string>();
+        type_error("the CPU kernels cannot read a tensor of dtype " + attribute("dtype") + " on " +
+                   attribute("device") + ": " + why.substr(0, why.find('\n')));  // the rest is a backtrace
     }
-    const py::object dtype = owned(PyObject_GetAttr(object, names.dtype));
-    for (const auto& known : names.dtypes) {
-        if (known.object == dtype.ptr()) tensor.dtype = known.dtype;
+    if (source.device_type != kDLCPU && source.device_type != kDLCUDAHost) {
+        value_error("expected a tensor in CPU memory, got one on " + attribute("device"));
     }
-    if (!tensor.present()) {
-        type_error("the CPU kernels have no tensors of dtype " + py::str(dtype).cast<std::string>());
+    tensor.dtype = dtype_of(source);
+    if (!tensor.present()) type_error("the CPU kernels have no tensors of dtype " + attribute("dtype"));
+    if (source.ndim > kMaxRank) {
+        value_error("expected a tensor of at most 8 dimensions, got " + std::to_string(source.ndim));
     }
-    const py::object shape = owned(PyObject_GetAttr(object, names.shape));
-    const py::object stride = owned(PyObject_CallMethodNoArgs(object, names.stride));
-    if (!PyTuple_Check(shape.ptr()) || !PyTuple_Check(stride.ptr()) ||
-        PyTuple_GET_SIZE(shape.ptr()) != PyTuple_GET_SIZE(stride.ptr())) {
-        type_error("expected a tensor with a shape and strides");
+    tensor.rank = source.ndim;
+    for (int i = 0; i < source.ndim; ++i) {
+        tensor.size[i] = source.shape[i];
+        tensor.stride[i] = source.strides[i];
     }
-    const Py_ssize_t rank = PyTuple_GET_SIZE(shape.ptr());
-    if (rank > kMaxRank) value_error("expected a tensor of at most 8 dimensions, got " + std::to_string(rank));
-    tensor.rank = static_cast<int>(rank);
-    for (Py_ssize_t i = 0; i < rank; ++i) {
-        tensor.size[i] = to_int64(PyTuple_GET_ITEM(shape.ptr(), i));
-        tensor.stride[i] = to_int64(PyTuple_GET_ITEM(stride.ptr(), i));
-    }
-    const py::object address = owned(PyObject_CallMethodNoArgs(object, names.data_ptr));
-    tensor.data = PyLong_AsVoidPtr(address.ptr());
-    if (!tensor.data) {
-        if (PyErr_Occurred()) throw py::error_already_set();
-        if (tensor.numel() > 0) value_error("expected a tensor with memory; this one's storage has been freed");
+    tensor.data = source.data ? static_cast<char*>(source.data) + source.byte_offset : nullptr;
+    if (!tensor.data && tensor.numel() > 0) {
+        value_error("expected a tensor with memory; this one's storage has been freed");
     }
     return tensor;
 }
@@ -115,8 +108,7 @@ Tensor read_tensor(py::handle source) {
 void adopt_thread_count() {
     static thread_local bool adopted = false;
     if (adopted) return;
-    owned(
-        PyObject_CallNoArgs(torch_names.get_num_threads));  // torch sets OpenMP's number for this thread, then answers
+    py::handle(torch.get_num_threads)();  // torch sets OpenMP's number for this thread, then answers
     adopted = true;
 }
 
@@ -207,7 +199,7 @@ void check_contiguous(const Tensor& tensor, const char* name) {
 
 void check_writable(const Tensor& tensor, const char* name) {
     for (int i = 0; i < tensor.rank; ++i) {
-        if (tensor.size[i] > 1 && tensor.stride[i] == 0) {
+        if (tensor.size[i] > 1 && tensor.stride[i] == 0 && tensor.numel() > 0) {
             value_error(std::string(name) + " is written to and must not be an expanded tensor");
         }
     }
@@ -247,7 +239,7 @@ uint64_t read_seed(const Tensor& seed, double dropout_p) {
 PYBIND11_MODULE(_C, m) {
     using namespace fastattn;
     m.doc() = "The CPU kernels of fastattn; use them through fastattn.ops.";
-    load_torch_names();
+    load_torch();
 
     m.def(
         "isas",

@@ -18,8 +18,7 @@ struct Binding {
     explicit Binding(void (*define)(py::module_&));
 };
 
-// ---- Checks: each throws ValueError (wrong value or size) or TypeError (wrong dtype) with a sentence
-// ------------------
+// ---- Checks: each throws ValueError (wrong value or size) or TypeError (wrong dtype) with a sentence ----------------
 
 const char* dtype_name(DType dtype);
 std::string shape_text(const Tensor& tensor);  // "float32 tensor of shape (2, 3)"

@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from memory import most_memory_of, needs_linux
 from norm_cases import DTYPES, check_refused, with_specials
-from torch.autograd import forward_ad
 
 import fastattn
 from fastattn import verify
@@ -139,32 +138,6 @@ def test_a_query_without_keys_gets_zeros_in_both_directions(isa: str) -> None:
         grads = torch.autograd.grad(out.square().sum(), (query, key, value))
         assert not grads[0][0, :, 1].any()
         assert all(g.isfinite().all() for g in grads)
-
-
-def test_a_view_that_negates_its_memory_is_read_as_it_stands() -> None:
-    """The imaginary part of a conjugate is such a view: torch negates what lies in memory when it is read."""
-    query, key, value = (torch.randn(1, 2, 5, 8) for _ in range(3))
-    expected = fastattn.attention(query, key, value)
-    view = torch.complex(torch.zeros_like(query), -query).conj().imag
-    assert view.is_neg()
-    assert torch.equal(fastattn.attention(view, key, value), expected)
-    leaf = query.requires_grad_()
-    out = fastattn.attention(leaf, key, value)
-    sent = torch.complex(torch.zeros_like(out), -out.detach()).conj().imag
-    assert torch.equal(*(torch.autograd.grad(out, leaf, g, retain_graph=True)[0] for g in (sent, out.detach())))
-
-
-def test_forward_mode_keeps_its_tangents() -> None:
-    query, key, value, tangent = (torch.randn(1, 2, 5, 8) for _ in range(4))
-    with forward_ad.dual_level():
-        dual = forward_ad.make_dual(query, tangent)
-        found = forward_ad.unpack_dual(fastattn.attention(dual, key, value)).tangent
-        with fastattn.use_backend("cpu"), pytest.raises(RuntimeError, match="forward-mode"):
-            fastattn.attention(dual, key, value)
-    with fastattn.use_backend("eager"):
-        wide = [x.double() for x in (query, key, value, tangent)]
-        expected = torch.func.jvp(lambda q: fastattn.attention(q, *wide[1:3]), tuple(wide[:1]), tuple(wide[3:]))[1]
-    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_the_output_is_stored_with_its_heads_together(isa: str) -> None:

@@ -5,8 +5,9 @@
 //                                                  gated also: grad_pre_gate = g * pre * activation'(pre_gate)
 //     grad_x      = grad_pre . w1 + grad_pre_gate . w_gate
 //     grad_w1     = grad_pre^T . x,   grad_w_gate = grad_pre_gate^T . x,   grad_b1 = the sum of grad_pre's rows
-//     grad_w2     = grad_out^T . hidden,           hidden = dropout(activation(pre)), gated
-//     dropout(activation(pre_gate) * pre) grad_b2     = the sum of grad_out's rows
+//     grad_w2     = grad_out^T . hidden,   grad_b2 = the sum of grad_out's rows
+//                                                  hidden = dropout(activation(pre))
+//                                                  gated:   dropout(activation(pre_gate) * pre)
 //
 // Tile: blocks of the products (gemm.h). The epilogue of the first computes hidden again, from pre and the same mask,
 // beside grad_pre and grad_pre_gate, since activation and derivative share their terms; these wait, in x's dtype, for

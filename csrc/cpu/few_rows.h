@@ -2,12 +2,10 @@
 //
 //     C (rows x columns)  =  A (rows x depth) . B (depth x columns)           by dot products, B read once as it lies
 //
-//            columns of B, along the depth      Tile: kDotRows x kDotColumns dot products, each in the lanes of a
-//            vector:
+//            columns of B, along the depth      Tile: kDotRows x kDotColumns dot products, each in a vector's lanes:
 //              ═════════ ═════════ ═══  …       a vector of each row and column is loaded for kDotRows * kDotColumns
 //     row      | . . . | | . . . | | . …        multiply-adds. All rows pass by a group of columns before the next, so
-//     of A ═══ sums      sums      sums         that B comes from memory once; A, copied, stays in the first-level
-//     cache.
+//     of A ═══ sums      sums      sums         B comes from memory once; A, copied, stays in the first-level cache.
 //
 // A task is a stretch of columns. Sums over more than kDotChain vectors are made in parts, for accuracy.
 //

@@ -3,8 +3,7 @@
 //     l     = softcap(x . weight^T + bias),   lse = log of the sum over classes of exp(l),   y = target
 //     loss  = (1 - e) w_y (lse - l_y) + e / classes * sum of w_c (lse - l_c) + z_loss lse^2        e: label smoothing
 //     g_c   = f exp(l_c - lse) - scale (e / classes * w_c + [c = y] (1 - e) w_y)
-//             f = scale ((1 - e) w_y + e / classes * sum of w + 2 z_loss lse)       scale: what the row's loss counts
-//             for
+//             f = scale ((1 - e) w_y + e / classes * sum of w + 2 z_loss lse)     scale: what the row's loss counts for
 //     u     = g (1 - (l / softcap)^2)
 //     grad_x = u . weight,   grad_weight = u^T . x,   grad_bias = the sum of u over the rows
 //

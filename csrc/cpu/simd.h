@@ -223,7 +223,7 @@ FASTATTN_INLINE void store(Half* p, Vec v) {
 template <class T>
 FASTATTN_INLINE Vec load_partial(const T* p, int64_t n) {
     T lanes[kLanes] = {};
-    for (int64_t i = 0; i < n; ++i) lanes[i] = p[i];
+    memcpy(lanes, p, static_cast<size_t>(n) * sizeof(T));  // which, as the vectors' loads, asks for no alignment
     return load(lanes);
 }
 

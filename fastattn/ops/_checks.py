@@ -129,9 +129,10 @@ def attention_shapes(query: Tensor, key: Tensor, value: Tensor, q_layout: str, k
     floating("query", query)
     like("key", key, "query", query)
     like("value", value, "query", query)
-    rank("query", query, q_layout, ndim)
-    rank("key", key, k_layout, ndim)
-    rank("value", value, k_layout, ndim)
+    if not query.ndim == key.ndim == value.ndim == ndim:
+        rank("query", query, q_layout, ndim)
+        rank("key", key, k_layout, ndim)
+        rank("value", value, k_layout, ndim)
     q_shape, k_shape, v_shape = query.shape, key.shape, value.shape  # each look-up makes a torch.Size
     head_dim = q_shape[-1]
     if k_shape[-1] != head_dim:
@@ -221,7 +222,7 @@ def softcap_value(softcap: float | None) -> float:
 def readable(x: Tensor) -> bool:
     """Whether checks may read values: a CPU tensor, neither traced, fake nor batched by vmap (a GPU's would wait for it)."""
     return (
-        x.device.type == "cpu"
+        x.is_cpu
         and type(x) is Tensor
         and not torch.compiler.is_compiling()
         and not torch._C._functorch.is_functorch_wrapped_tensor(x)

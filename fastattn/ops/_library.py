@@ -42,14 +42,18 @@ class Op:
         self.op, self.direction, self.overload = op, direction, overload
         arguments = overload._schema.arguments
         self._tensors = [i for i, argument in enumerate(arguments) if "Tensor" in str(argument.type)]
+        self._modules = {name: grid.get(op) for name, grid in BACKENDS.items()}
 
     def __call__(self, *args):
-        if _watched(args):
-            return self.overload(*args)
+        return self.overload(*args) if _watched(args) else self.unwatched(*args)
+
+    def unwatched(self, *args):
+        """A call of which `_watched` has been asked."""
         for i in self._tensors:
-            if args[i] is not None and args[i].is_neg():
+            x = args[i]
+            if x is not None and x.is_neg():
                 return self.kernel(*self._without_negated_views(args))
-        return self.kernel(*args)
+        return getattr(self._modules[args[-1]], self.direction)(*args[:-1])
 
     def _without_negated_views(self, args: tuple) -> list:
         """Kernels read memory, and a view (the imaginary part of a conjugate) may stand for the negative of what lies there."""
@@ -67,7 +71,7 @@ class Op:
 
     def kernel(self, *args):
         """The backend's function, without torch in between."""
-        return getattr(BACKENDS[args[-1]][self.op], self.direction)(*args[:-1])
+        return getattr(self._modules[args[-1]], self.direction)(*args[:-1])
 
 
 def define(op: str, schema: str, fake: Callable, direction: str = "forward") -> Op:
@@ -95,26 +99,27 @@ def define_composite(op: str, schema: str) -> torch._ops.OpOverload:
 _APPLY_UNWATCHED: dict[type[torch.autograd.Function], Callable] = {}
 
 
-def differentiable(function: type[torch.autograd.Function]) -> type[torch.autograd.Function]:
-    """Gives a Function with `setup_context` (which transforms need) a twin without (which costs a third of it a call).
+def differentiable(op: Op) -> Callable[[type[torch.autograd.Function]], type[torch.autograd.Function]]:
+    """Gives a Function, whose forward is the op, a twin whose forward sets up the context as well.
 
-    The twin is applied by the C++ method under `Function.apply`, whose Python looks for `setup_context` and for
-    transforms: the one is not there, and the other `_watched` has asked.
+    Transforms need a `setup_context` of its own, which costs a third of a call. The twin is applied by the C++ method under
+    `Function.apply`, whose Python looks for `setup_context` and for transforms: the one is not there, and the other
+    `_watched` has asked.
     """
 
-    def forward(ctx, *args):
-        output = function.forward(*args)
-        function.setup_context(ctx, args, output)
-        return output
+    def complete(function: type[torch.autograd.Function]) -> type[torch.autograd.Function]:
+        def forward(ctx, *args):
+            output = op.unwatched(*args)
+            function.setup_context(ctx, args, output)
+            return output
 
-    twin = type(
-        function.__name__,
-        (torch.autograd.Function,),
-        {"forward": staticmethod(forward), "backward": staticmethod(function.backward)},
-    )
-    function.generate_vmap_rule = True
-    _APPLY_UNWATCHED[function] = super(torch.autograd.Function, twin).apply  # type: ignore[misc]
-    return function
+        function.generate_vmap_rule = True
+        members = {"forward": staticmethod(forward), "backward": staticmethod(function.backward)}
+        twin = type(function.__name__, (torch.autograd.Function,), members)
+        _APPLY_UNWATCHED[function] = super(torch.autograd.Function, twin).apply  # type: ignore[misc]
+        return function
+
+    return complete
 
 
 def record(function: type[torch.autograd.Function], *args):
@@ -163,4 +168,7 @@ def needs_grad(*tensors: Tensor | None) -> bool:
     """Whether a call has to be recorded by autograd."""
     if not torch.is_grad_enabled():
         return False
-    return any(tensor is not None and tensor.requires_grad for tensor in tensors)
+    for tensor in tensors:  # noqa: SIM110  (a generator for `any` costs as much as the rest of the question)
+        if tensor is not None and tensor.requires_grad:
+            return True
+    return False

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from .. import dispatch
 from ..backends import BACKENDS
+from ..backends.attention_outputs import attention_outputs
 from . import _autocast, _checks, _library, _seed
 
 _eager = BACKENDS["eager"]["attention"].forward
@@ -104,7 +105,34 @@ def attention(
     return (out, lse) if return_lse else out
 
 
-@_library.differentiable
+def _fake_forward(query, key, value, *rest):
+    return attention_outputs(query, value)
+
+
+def _fake_backward(grad_out, grad_lse, query, key, value, attn_mask, *rest):
+    grad_mask = torch.empty_like(attn_mask) if rest[-2] else query.new_empty(0)
+    return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value), grad_mask
+
+
+_SETTINGS = "float scale, int window_left, int window_right, SymInt diagonal, float softcap, float dropout_p"
+
+_forward = _library.define(
+    "attention",
+    f"(Tensor query, Tensor key, Tensor value, Tensor? attn_mask, Tensor? alibi_slopes, Tensor? seed, {_SETTINGS}) "
+    "-> (Tensor out, Tensor lse)",
+    _fake_forward,
+)
+_backward = _library.define(
+    "attention",
+    "(Tensor grad_out, Tensor? grad_lse, Tensor query, Tensor key, Tensor value, Tensor? attn_mask, Tensor? alibi_slopes, "
+    f"Tensor? seed, Tensor out, Tensor lse, {_SETTINGS}, bool mask_grad) "
+    "-> (Tensor grad_query, Tensor grad_key, Tensor grad_value, Tensor grad_mask)",
+    _fake_backward,
+    "backward",
+)
+
+
+@_library.differentiable(_forward)
 class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(*args):
@@ -140,37 +168,3 @@ class _Attention(torch.autograd.Function):
             backend,
         )
         return (*grads[:3], grads[3] if mask_grad else None, *(None,) * 9)
-
-
-def stored_by_query(query: Tensor, value_dim: int) -> Tensor:
-    """An output (batch, heads, q, value_dim) whose memory is (batch, q, heads, value_dim)."""
-    batch, heads, q_len, _ = query.shape
-    return query.new_empty(batch, q_len, heads, value_dim).transpose(1, 2)
-
-
-def _fake_forward(query, key, value, *rest):
-    lse_dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
-    return stored_by_query(query, value.shape[-1]), query.new_empty(query.shape[:3], dtype=lse_dtype)
-
-
-def _fake_backward(grad_out, grad_lse, query, key, value, attn_mask, *rest):
-    grad_mask = torch.empty_like(attn_mask) if rest[-2] else query.new_empty(0)
-    return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value), grad_mask
-
-
-_SETTINGS = "float scale, int window_left, int window_right, SymInt diagonal, float softcap, float dropout_p"
-
-_forward = _library.define(
-    "attention",
-    f"(Tensor query, Tensor key, Tensor value, Tensor? attn_mask, Tensor? alibi_slopes, Tensor? seed, {_SETTINGS}) "
-    "-> (Tensor out, Tensor lse)",
-    _fake_forward,
-)
-_backward = _library.define(
-    "attention",
-    "(Tensor grad_out, Tensor? grad_lse, Tensor query, Tensor key, Tensor value, Tensor? attn_mask, Tensor? alibi_slopes, "
-    f"Tensor? seed, Tensor out, Tensor lse, {_SETTINGS}, bool mask_grad) "
-    "-> (Tensor grad_query, Tensor grad_key, Tensor grad_value, Tensor grad_mask)",
-    _fake_backward,
-    "backward",
-)

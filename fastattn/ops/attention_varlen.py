@@ -5,6 +5,7 @@ from torch import Tensor
 
 from .. import dispatch
 from ..backends import BACKENDS
+from ..backends.attention_outputs import packed_outputs
 from . import _autocast, _checks, _library, _seed
 
 _eager = BACKENDS["eager"]["attention_varlen"].forward
@@ -107,33 +108,8 @@ def attention_varlen(
     return (out, lse) if return_lse else out
 
 
-@_library.differentiable
-class _AttentionVarlen(torch.autograd.Function):
-    @staticmethod
-    def forward(*args):
-        return _forward(*args)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        ctx.save_for_backward(*inputs[:8], *output)
-        ctx.settings = inputs[8:]
-        ctx.set_materialize_grads(False)
-
-    @staticmethod
-    def backward(ctx, grad_out, grad_lse):
-        *inputs, out, lse = ctx.saved_tensors
-        if grad_out is None:
-            grad_out = torch.zeros_like(out)
-        *settings, backend = ctx.settings
-        mask_grad = ctx.needs_input_grad[5]
-        grads = _library.run_backward(_backward, grad_out, grad_lse, *inputs, out, lse, *settings, mask_grad, backend)
-        return (*grads[:3], None, None, grads[3] if mask_grad else None, *(None,) * 10)
-
-
 def _fake_forward(query, key, value, *rest):
-    total_q, heads, _ = query.shape
-    lse_dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
-    return query.new_empty(total_q, heads, value.shape[-1]), query.new_empty(heads, total_q, dtype=lse_dtype)
+    return packed_outputs(query, value)
 
 
 def _fake_backward(grad_out, grad_lse, query, key, value, cu_seqlens_q, cu_seqlens_k, attn_mask, *rest):
@@ -158,3 +134,26 @@ _backward = _library.define(
     _fake_backward,
     "backward",
 )
+
+
+@_library.differentiable(_forward)
+class _AttentionVarlen(torch.autograd.Function):
+    @staticmethod
+    def forward(*args):
+        return _forward(*args)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs[:8], *output)
+        ctx.settings = inputs[8:]
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx, grad_out, grad_lse):
+        *inputs, out, lse = ctx.saved_tensors
+        if grad_out is None:
+            grad_out = torch.zeros_like(out)
+        *settings, backend = ctx.settings
+        mask_grad = ctx.needs_input_grad[5]
+        grads = _library.run_backward(_backward, grad_out, grad_lse, *inputs, out, lse, *settings, mask_grad, backend)
+        return (*grads[:3], None, None, grads[3] if mask_grad else None, *(None,) * 10)

@@ -6,8 +6,10 @@ import torch
 from torch import Tensor
 
 from .. import dispatch
+from ..backends.attention_outputs import attention_outputs
 from . import _autocast, _checks, _library
-from .attention import stored_by_query
+
+_LAYOUT = "(batch, kv_heads, seq, dim)"
 
 
 def attention_with_kvcache(
@@ -54,12 +56,18 @@ def attention_with_kvcache(
     if _autocast.active(query) and isinstance(k_cache, Tensor) and k_cache.is_floating_point():
         query, k, v = (_like_cache(x, k_cache) for x in (query, k, v))
     _checks.floating("query", query)
-    given: tuple[tuple[str, Any], ...] = (("k_cache", k_cache), ("v_cache", v_cache), ("k", k), ("v", v))
-    for name, x in given:
-        if x is not None or name.endswith("cache"):
-            _checks.like(name, x, "query", query)
-            _checks.rank(name, x, "(batch, kv_heads, seq, dim)", 4)
-    _checks.rank("query", query, "(batch, heads, q, head_dim)", 4)
+    _checks.like("k_cache", k_cache, "query", query)
+    _checks.like("v_cache", v_cache, "query", query)
+    if not query.ndim == k_cache.ndim == v_cache.ndim == 4:
+        _checks.rank("query", query, "(batch, heads, q, head_dim)", 4)
+        _checks.rank("k_cache", k_cache, _LAYOUT, 4)
+        _checks.rank("v_cache", v_cache, _LAYOUT, 4)
+    if k is not None:
+        _checks.like("k", k, "query", query)
+        _checks.rank("k", k, _LAYOUT, 4)
+    if v is not None:
+        _checks.like("v", v, "query", query)
+        _checks.rank("v", v, _LAYOUT, 4)
     if (k is None) != (v is None):
         raise ValueError("one of k and v is given without the other; pass both or none")
     if _library.needs_grad(query, k_cache, v_cache, k, v):
@@ -68,17 +76,16 @@ def attention_with_kvcache(
             "train with fastattn.attention"
         )
     batch, heads, _, head_dim = query.shape
-    new = 0 if k is None else k.shape[2]
-    _check_cache(query, k_cache, v_cache, block_table)
-    kv_heads = k_cache.shape[1]
+    k_shape, v_shape = k_cache.shape, v_cache.shape  # each look-up makes a torch.Size
+    _check_cache(k_shape, v_shape, batch, heads, head_dim, paged=block_table is not None)
+    capacity, new = k_shape[2], 0
+    if block_table is not None:
+        _check_blocks(block_table, query, batch, k_shape[0])
+        capacity *= block_table.shape[1]
     if k is not None and v is not None:
-        expected = (batch, kv_heads, new)
-        if k.shape != (*expected, head_dim) or v.shape != (*expected, v_cache.shape[3]):
-            raise ValueError(
-                f"k has shape {tuple(k.shape)} and v {tuple(v.shape)}; expected {(*expected, head_dim)} and "
-                f"{(*expected, v_cache.shape[3])}"
-            )
-    _check_lengths(query, k_cache, cache_seqlens, block_table, new)
+        _check_new(k.shape, v.shape, k_shape, v_shape, batch)
+        new = k.shape[2]
+    _check_lengths(cache_seqlens, query, batch, capacity, new)
     if alibi_slopes is not None:
         alibi_slopes = _checks.slopes(alibi_slopes, query, batch, heads)
     left, right = (-1, -1) if window is None else _checks.window_sides(window)
@@ -107,24 +114,22 @@ def _like_cache(x: Any, cache: Tensor) -> Any:
     return x.to(cache.dtype) if isinstance(x, Tensor) and x.is_floating_point() else x
 
 
-def _check_cache(query: Tensor, k_cache: Tensor, v_cache: Tensor, block_table: Tensor | None) -> None:
-    batch, heads, _, head_dim = query.shape
-    if k_cache.shape[:3] != v_cache.shape[:3] or k_cache.shape[3] != head_dim:
+def _check_cache(k_cache: torch.Size, v_cache: torch.Size, batch: int, heads: int, head_dim: int, paged: bool) -> None:
+    if k_cache[:3] != v_cache[:3] or k_cache[3] != head_dim:
         raise ValueError(
-            f"k_cache has shape {tuple(k_cache.shape)} and v_cache {tuple(v_cache.shape)} for head_dim {head_dim}; all but "
+            f"k_cache has shape {tuple(k_cache)} and v_cache {tuple(v_cache)} for head_dim {head_dim}; all but "
             f"the last dimension must be equal, and k_cache's last must be head_dim"
         )
     if head_dim == 0:
         raise ValueError("query and k_cache have head_dim 0; expected at least 1")
-    kv_heads = k_cache.shape[1]
+    kv_heads = k_cache[1]
     if kv_heads == 0 or heads % kv_heads != 0:
         raise ValueError(f"query has {heads} heads and k_cache {kv_heads}; query's must be a multiple of the cache's")
-    if block_table is None:
-        if k_cache.shape[0] != batch:
-            raise ValueError(
-                f"k_cache has batch {k_cache.shape[0]} but query has {batch}; or pass block_table if paged"
-            )
-        return
+    if k_cache[0] != batch and not paged:
+        raise ValueError(f"k_cache has batch {k_cache[0]} but query has {batch}; or pass block_table if paged")
+
+
+def _check_blocks(block_table: Tensor, query: Tensor, batch: int, blocks: int) -> None:
     _checks.tensor("block_table", block_table)
     if block_table.dtype != torch.int32 or block_table.ndim != 2 or block_table.shape[0] != batch:
         raise ValueError(
@@ -135,14 +140,20 @@ def _check_cache(query: Tensor, k_cache: Tensor, v_cache: Tensor, block_table: T
         raise ValueError(f"block_table is on {block_table.device} but query is on {query.device}; move one")
     if _checks.readable(block_table) and block_table.numel():
         low, high = block_table.min().item(), block_table.max().item()
-        if low < 0 or high >= k_cache.shape[0]:
-            raise ValueError(
-                f"block_table names blocks {low} to {high}; k_cache has {k_cache.shape[0]}, counted from 0"
-            )
+        if low < 0 or high >= blocks:
+            raise ValueError(f"block_table names blocks {low} to {high}; k_cache has {blocks}, counted from 0")
 
 
-def _check_lengths(query: Tensor, k_cache: Tensor, cache_seqlens: Tensor, block_table: Tensor | None, new: int) -> None:
-    batch = query.shape[0]
+def _check_new(k: torch.Size, v: torch.Size, k_cache: torch.Size, v_cache: torch.Size, batch: int) -> None:
+    heads, new = k_cache[1], k[2]
+    if k[0] != batch or v[0] != batch or k[1] != heads or k[3] != k_cache[3] or v[1:] != (heads, new, v_cache[3]):
+        raise ValueError(
+            f"k has shape {tuple(k)} and v {tuple(v)}; expected {(batch, heads, new, k_cache[3])} and "
+            f"{(batch, heads, new, v_cache[3])}"
+        )
+
+
+def _check_lengths(cache_seqlens: Tensor, query: Tensor, batch: int, capacity: int, new: int) -> None:
     _checks.tensor("cache_seqlens", cache_seqlens)
     if cache_seqlens.dtype != torch.int32 or cache_seqlens.shape != (batch,):
         raise ValueError(
@@ -153,7 +164,6 @@ def _check_lengths(query: Tensor, k_cache: Tensor, cache_seqlens: Tensor, block_
         raise ValueError(f"cache_seqlens is on {cache_seqlens.device} but query is on {query.device}; move one")
     if not _checks.readable(cache_seqlens) or batch == 0:
         return
-    capacity = k_cache.shape[2] * (1 if block_table is None else block_table.shape[1])
     values = cache_seqlens.tolist()
     if min(values) < 0 or max(values) + new > capacity:
         raise ValueError(
@@ -163,8 +173,7 @@ def _check_lengths(query: Tensor, k_cache: Tensor, cache_seqlens: Tensor, block_
 
 
 def _fake_forward(query, k_cache, v_cache, *rest):
-    lse_dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
-    return stored_by_query(query, v_cache.shape[-1]), query.new_empty(query.shape[:3], dtype=lse_dtype)
+    return attention_outputs(query, v_cache)
 
 
 _forward = _library.define(

@@ -73,28 +73,6 @@ def feed_forward(
     return _forward(*args, backend)[0]
 
 
-@_library.differentiable
-class _FeedForward(torch.autograd.Function):
-    @staticmethod
-    def forward(*args):
-        return _forward(*args)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        x, w1, b1, w2, b2, w_gate, seed, activation, dropout_p, _, backend = inputs
-        _, pre, pre_gate = output
-        ctx.mark_non_differentiable(pre, pre_gate)
-        ctx.save_for_backward(x, w1, b1, w2, b2, w_gate, pre, pre_gate, seed)
-        ctx.settings = activation, dropout_p, backend
-
-    @staticmethod
-    def backward(ctx, grad_out, *_):
-        activation, dropout_p, backend = ctx.settings
-        needs = [bool(need) for need in ctx.needs_input_grad[:6]]
-        grads = _library.run_backward(_backward, grad_out, *ctx.saved_tensors, activation, dropout_p, needs, backend)
-        return (*(grad if need else None for grad, need in zip(grads, needs, strict=True)), *(None,) * 5)
-
-
 def _fake_forward(x, w1, b1, w2, b2, w_gate, seed, activation, dropout_p, save_pre, backend):
     pre = x.new_empty(*x.shape[:-1], w1.shape[0]) if save_pre else x.new_empty(0)
     gate = torch.empty_like(pre) if w_gate is not None else x.new_empty(0)
@@ -120,3 +98,25 @@ _backward = _library.define(
     _fake_backward,
     "backward",
 )
+
+
+@_library.differentiable(_forward)
+class _FeedForward(torch.autograd.Function):
+    @staticmethod
+    def forward(*args):
+        return _forward(*args)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        x, w1, b1, w2, b2, w_gate, seed, activation, dropout_p, _, backend = inputs
+        _, pre, pre_gate = output
+        ctx.mark_non_differentiable(pre, pre_gate)
+        ctx.save_for_backward(x, w1, b1, w2, b2, w_gate, pre, pre_gate, seed)
+        ctx.settings = activation, dropout_p, backend
+
+    @staticmethod
+    def backward(ctx, grad_out, *_):
+        activation, dropout_p, backend = ctx.settings
+        needs = [bool(need) for need in ctx.needs_input_grad[:6]]
+        grads = _library.run_backward(_backward, grad_out, *ctx.saved_tensors, activation, dropout_p, needs, backend)
+        return (*(grad if need else None for grad, need in zip(grads, needs, strict=True)), *(None,) * 5)

@@ -78,7 +78,37 @@ def norm_inputs(x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor | No
     return x, residual
 
 
-@_library.differentiable
+def _fake_forward(x, weight, bias, residual, seed, *rest):
+    rows = x.numel() // x.shape[-1] if x.shape[-1] else x.shape[:-1].numel()
+    statistic = x.new_empty(rows, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
+    changed = residual is not None or seed is not None
+    total = x.new_empty(x.shape) if changed else x.new_empty(0)
+    return x.new_empty(x.shape), total, statistic, torch.empty_like(statistic)
+
+
+def _fake_backward(grad_out, grad_sum, total, weight, bias, mean, rstd, seed, dropout_p, backend):
+    grad_x = total.new_empty(total.shape) if dropout_p > 0.0 else total.new_empty(0)
+    grad_weight = total.new_empty(0) if weight is None else weight.new_empty(weight.shape)
+    grad_bias = total.new_empty(0) if bias is None else bias.new_empty(bias.shape)
+    return total.new_empty(total.shape), grad_x, grad_weight, grad_bias
+
+
+_forward = _library.define(
+    "layer_norm",
+    "(Tensor x, Tensor? weight, Tensor? bias, Tensor? residual, Tensor? seed, float eps, float dropout_p) "
+    "-> (Tensor out, Tensor sum, Tensor mean, Tensor rstd)",
+    _fake_forward,
+)
+_backward = _library.define(
+    "layer_norm",
+    "(Tensor grad_out, Tensor? grad_sum, Tensor sum, Tensor? weight, Tensor? bias, Tensor mean, Tensor rstd, Tensor? seed, "
+    "float dropout_p) -> (Tensor grad_residual, Tensor grad_x, Tensor grad_weight, Tensor grad_bias)",
+    _fake_backward,
+    "backward",
+)
+
+
+@_library.differentiable(_forward)
 class _LayerNorm(torch.autograd.Function):
     @staticmethod
     def forward(*args):
@@ -112,33 +142,3 @@ class _LayerNorm(torch.autograd.Function):
             grad_residual if has_residual else None,
             *(None,) * 4,
         )
-
-
-def _fake_forward(x, weight, bias, residual, seed, *rest):
-    rows = x.numel() // x.shape[-1] if x.shape[-1] else x.shape[:-1].numel()
-    statistic = x.new_empty(rows, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
-    changed = residual is not None or seed is not None
-    total = x.new_empty(x.shape) if changed else x.new_empty(0)
-    return x.new_empty(x.shape), total, statistic, torch.empty_like(statistic)
-
-
-def _fake_backward(grad_out, grad_sum, total, weight, bias, mean, rstd, seed, dropout_p, backend):
-    grad_x = total.new_empty(total.shape) if dropout_p > 0.0 else total.new_empty(0)
-    grad_weight = total.new_empty(0) if weight is None else weight.new_empty(weight.shape)
-    grad_bias = total.new_empty(0) if bias is None else bias.new_empty(bias.shape)
-    return total.new_empty(total.shape), grad_x, grad_weight, grad_bias
-
-
-_forward = _library.define(
-    "layer_norm",
-    "(Tensor x, Tensor? weight, Tensor? bias, Tensor? residual, Tensor? seed, float eps, float dropout_p) "
-    "-> (Tensor out, Tensor sum, Tensor mean, Tensor rstd)",
-    _fake_forward,
-)
-_backward = _library.define(
-    "layer_norm",
-    "(Tensor grad_out, Tensor? grad_sum, Tensor sum, Tensor? weight, Tensor? bias, Tensor mean, Tensor rstd, Tensor? seed, "
-    "float dropout_p) -> (Tensor grad_residual, Tensor grad_x, Tensor grad_weight, Tensor grad_bias)",
-    _fake_backward,
-    "backward",
-)

@@ -84,30 +84,6 @@ def vector(name: str, bias: Tensor, size: int, meaning: str, x: Tensor) -> None:
         raise ValueError(f"{name} has shape {tuple(bias.shape)}; expected ({meaning},) = ({size},)")
 
 
-@_library.differentiable
-class _Linear(torch.autograd.Function):
-    @staticmethod
-    def forward(*args):
-        return _forward(*args)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        x, weight, bias, _, activation, _, backend = inputs
-        pre = output[1]
-        ctx.mark_non_differentiable(pre)
-        ctx.save_for_backward(x, weight, bias, pre)
-        ctx.settings = activation, backend
-
-    @staticmethod
-    def backward(ctx, grad_out, _):
-        x, weight, bias, pre = ctx.saved_tensors
-        activation, backend = ctx.settings
-        needs = [bool(need) for need in ctx.needs_input_grad[:3]]
-        grads = _library.run_backward(_backward, grad_out, x, weight, bias, pre, activation, needs, backend)
-        wanted = [grad if need else None for grad, need in zip(grads, needs, strict=True)]
-        return (*wanted, grad_out if ctx.needs_input_grad[3] else None, None, None, None)
-
-
 def _fake_forward(x, weight, bias, residual, activation, save_pre, backend):
     out = x.new_empty(*x.shape[:-1], weight.shape[0])
     return out, torch.empty_like(out) if save_pre and activation != "none" else x.new_empty(0)
@@ -130,3 +106,27 @@ _backward = _library.define(
     _fake_backward,
     "backward",
 )
+
+
+@_library.differentiable(_forward)
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(*args):
+        return _forward(*args)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        x, weight, bias, _, activation, _, backend = inputs
+        pre = output[1]
+        ctx.mark_non_differentiable(pre)
+        ctx.save_for_backward(x, weight, bias, pre)
+        ctx.settings = activation, backend
+
+    @staticmethod
+    def backward(ctx, grad_out, _):
+        x, weight, bias, pre = ctx.saved_tensors
+        activation, backend = ctx.settings
+        needs = [bool(need) for need in ctx.needs_input_grad[:3]]
+        grads = _library.run_backward(_backward, grad_out, x, weight, bias, pre, activation, needs, backend)
+        wanted = [grad if need else None for grad, need in zip(grads, needs, strict=True)]
+        return (*wanted, grad_out if ctx.needs_input_grad[3] else None, None, None, None)

@@ -94,30 +94,6 @@ def linear_cross_entropy(
     return _forward(*args, backend)[0]
 
 
-@_library.differentiable
-class _LinearCrossEntropy(torch.autograd.Function):
-    @staticmethod
-    def forward(*args):
-        return _forward(*args)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        x, weight, target, bias, class_weight, *settings, backend = inputs
-        _, *grads = output
-        ctx.mark_non_differentiable(*grads)
-        ctx.save_for_backward(x, weight, target, bias, class_weight, *grads)
-        ctx.settings = settings, backend
-
-    @staticmethod
-    def backward(ctx, grad_loss, *_):
-        settings, backend = ctx.settings
-        grads = _library.run_backward(_backward, grad_loss, *ctx.saved_tensors, *settings, backend)
-        grad_x, grad_weight, grad_bias = (
-            grad if need else None for grad, need in zip(grads, settings[-1], strict=True)
-        )
-        return (grad_x, grad_weight, None, grad_bias, *[None] * 8)
-
-
 def _fake_forward(x, weight, target, bias, class_weight, *settings):
     *_, reduction, needs, _ = settings
     loss = x.new_empty(target.shape if reduction == "none" else (), dtype=torch.float32)
@@ -147,3 +123,27 @@ _backward = _library.define(
     _fake_backward,
     "backward",
 )
+
+
+@_library.differentiable(_forward)
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(*args):
+        return _forward(*args)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        x, weight, target, bias, class_weight, *settings, backend = inputs
+        _, *grads = output
+        ctx.mark_non_differentiable(*grads)
+        ctx.save_for_backward(x, weight, target, bias, class_weight, *grads)
+        ctx.settings = settings, backend
+
+    @staticmethod
+    def backward(ctx, grad_loss, *_):
+        settings, backend = ctx.settings
+        grads = _library.run_backward(_backward, grad_loss, *ctx.saved_tensors, *settings, backend)
+        grad_x, grad_weight, grad_bias = (
+            grad if need else None for grad, need in zip(grads, settings[-1], strict=True)
+        )
+        return (grad_x, grad_weight, None, grad_bias, *[None] * 8)

@@ -51,7 +51,35 @@ def rms_norm(
     return out if residual is None else (out, total)
 
 
-@_library.differentiable
+def _fake_forward(x, weight, residual, seed, *rest):
+    rows = x.numel() // x.shape[-1] if x.shape[-1] else x.shape[:-1].numel()
+    rstd = x.new_empty(rows, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
+    changed = residual is not None or seed is not None
+    return x.new_empty(x.shape), x.new_empty(x.shape) if changed else x.new_empty(0), rstd
+
+
+def _fake_backward(grad_out, grad_sum, total, weight, rstd, seed, dropout_p, backend):
+    grad_x = total.new_empty(total.shape) if dropout_p > 0.0 else total.new_empty(0)
+    grad_weight = total.new_empty(0) if weight is None else weight.new_empty(weight.shape)
+    return total.new_empty(total.shape), grad_x, grad_weight
+
+
+_forward = _library.define(
+    "rms_norm",
+    "(Tensor x, Tensor? weight, Tensor? residual, Tensor? seed, float eps, float dropout_p) "
+    "-> (Tensor out, Tensor sum, Tensor rstd)",
+    _fake_forward,
+)
+_backward = _library.define(
+    "rms_norm",
+    "(Tensor grad_out, Tensor? grad_sum, Tensor sum, Tensor? weight, Tensor rstd, Tensor? seed, float dropout_p) "
+    "-> (Tensor grad_residual, Tensor grad_x, Tensor grad_weight)",
+    _fake_backward,
+    "backward",
+)
+
+
+@_library.differentiable(_forward)
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(*args):
@@ -84,31 +112,3 @@ class _RMSNorm(torch.autograd.Function):
             grad_residual if has_residual else None,
             *(None,) * 4,
         )
-
-
-def _fake_forward(x, weight, residual, seed, *rest):
-    rows = x.numel() // x.shape[-1] if x.shape[-1] else x.shape[:-1].numel()
-    rstd = x.new_empty(rows, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
-    changed = residual is not None or seed is not None
-    return x.new_empty(x.shape), x.new_empty(x.shape) if changed else x.new_empty(0), rstd
-
-
-def _fake_backward(grad_out, grad_sum, total, weight, rstd, seed, dropout_p, backend):
-    grad_x = total.new_empty(total.shape) if dropout_p > 0.0 else total.new_empty(0)
-    grad_weight = total.new_empty(0) if weight is None else weight.new_empty(weight.shape)
-    return total.new_empty(total.shape), grad_x, grad_weight
-
-
-_forward = _library.define(
-    "rms_norm",
-    "(Tensor x, Tensor? weight, Tensor? residual, Tensor? seed, float eps, float dropout_p) "
-    "-> (Tensor out, Tensor sum, Tensor rstd)",
-    _fake_forward,
-)
-_backward = _library.define(
-    "rms_norm",
-    "(Tensor grad_out, Tensor? grad_sum, Tensor sum, Tensor? weight, Tensor rstd, Tensor? seed, float dropout_p) "
-    "-> (Tensor grad_residual, Tensor grad_x, Tensor grad_weight)",
-    _fake_backward,
-    "backward",
-)

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from ..attention_outputs import attention_outputs
 from . import _native
 
 
@@ -39,9 +40,7 @@ def forward(
     dropout_p: float,
 ) -> tuple[Tensor, Tensor]:
     """Arguments and results as in docs/architecture.md, "Normalised arguments"."""
-    batch, heads, q_len, _ = query.shape
-    out = query.new_empty(batch, q_len, heads, value.shape[3]).transpose(1, 2)
-    lse = query.new_empty(batch, heads, q_len, dtype=torch.float32)
+    out, lse = attention_outputs(query, value)
     _native.C.attention_forward(
         query,
         key,

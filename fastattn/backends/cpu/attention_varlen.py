@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from ..attention_outputs import packed_outputs
 from . import _native
 
 
@@ -45,9 +46,7 @@ def forward(
     dropout_p: float,
 ) -> tuple[Tensor, Tensor]:
     """Arguments and results as in docs/architecture.md, "Normalised arguments"."""
-    total_q, heads, _ = query.shape
-    out = query.new_empty(total_q, heads, value.shape[2])
-    lse = query.new_empty(heads, total_q, dtype=torch.float32)
+    out, lse = packed_outputs(query, value)
     _native.C.attention_varlen_forward(
         query,
         key,

@@ -1,8 +1,8 @@
 """Attention to a contiguous key-value cache: csrc/cpu/attention_decode.cpp, attention_forward.cpp for many queries."""
 
-import torch
 from torch import Tensor
 
+from ..attention_outputs import attention_outputs
 from . import _native
 
 
@@ -41,9 +41,7 @@ def forward(
     softcap: float,
 ) -> tuple[Tensor, Tensor]:
     """Arguments and results as in docs/architecture.md, "Normalised arguments"."""
-    batch, heads, q_len, _ = query.shape
-    out = query.new_empty(batch, q_len, heads, v_cache.shape[3]).transpose(1, 2)
-    lse = query.new_empty(batch, heads, q_len, dtype=torch.float32)
+    out, lse = attention_outputs(query, v_cache)
     _native.C.attention_with_kvcache_forward(
         query,
         k_cache,

@@ -1,9 +1,10 @@
 """What a call costs beside its kernel: tensors so small that the kernel takes next to nothing.
 
 "call - backend" is a call of fastattn less the same work of its backend alone ("backend": the backend's `forward` on
-arguments already checked, allocations included): the arguments' checks, the choice of a backend and, where "recorded",
-autograd's record for a backward that does not follow. In training it does. torch's functions on the same tensors stand
-beside it. One thread measures it best: `--threads 1`.
+arguments already checked, allocations included): the arguments' checks and the choice of a backend. Where "recorded",
+autograd keeps what a backward needs, and "backend" is the same forward in the smallest `torch.autograd.Function` there is,
+which torch asks of everyone. (No backward follows; in training it does.) torch's functions on the same tensors stand beside
+it. One thread measures it best: `--threads 1`.
 """
 
 import functools
@@ -67,7 +68,10 @@ def _build(case: Case) -> Problem:
     if case.direction == FORWARD:
         plain = tuple(x.detach() for x in call.inputs)
         backend = _backend(op, call, plain)
-        rivals[BACKEND] = Peer(_recording(backend) if recorded else backend, plain)  # the same frame around both
+        if recorded:
+            rivals[BACKEND] = Peer(_recording(functools.partial(_Smallest.apply, backend)), inputs)
+        else:
+            rivals[BACKEND] = Peer(backend, plain)
     return Problem(rivals, call.baseline, Peer(call.others[EAGER], tuple(x.detach() for x in call.inputs)))
 
 
@@ -77,6 +81,17 @@ def _recording(call: Callable) -> Callable:
             return call(*inputs)
 
     return recorded
+
+
+class _Smallest(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, backend, *inputs):
+        ctx.save_for_backward(*inputs)
+        return backend()
+
+    @staticmethod
+    def backward(ctx, *grads):
+        raise RuntimeError("this Function is timed forward only")
 
 
 def _backend(op: str, call: _Call, inputs: tuple[Tensor, ...]) -> Callable:
