@@ -34,14 +34,10 @@ void attention_varlen_forward(Tensor query, Tensor key, Tensor value, Tensor cu_
     run(&Kernels::attention_forward, args);
 }
 
-void attention_with_kvcache_forward(Tensor query, Tensor k_cache, Tensor v_cache, Tensor k, Tensor v,
-                                    Tensor cache_seqlens, Tensor block_table, Tensor alibi_slopes, Tensor out,
-                                    Tensor lse, double scale, int64_t window_left, int64_t window_right,
-                                    double softcap) {
-    AttentionForward args = {};
-    args.query = query, args.key = k_cache, args.value = v_cache, args.out = out, args.lse = lse;
-    args.alibi_slopes = alibi_slopes, args.cache_seqlens = cache_seqlens;
-    check(!block_table.present(), "block_table must be None: this kernel has no paged caches");
+// Sizes and dtypes of a contiguous cache's call, and its lengths.
+void set_cached(AttentionForward& args, const Tensor& query, const Tensor& k_cache, const Tensor& v_cache,
+                const Tensor& k, const Tensor& v, const Tensor& cache_seqlens) {
+    args.query = query, args.key = k_cache, args.value = v_cache, args.cache_seqlens = cache_seqlens;
     check_dtypes(query, k_cache, v_cache);
     check_rank(query, "query", 4);
     check_rank(k_cache, "k_cache", 4);
@@ -50,8 +46,6 @@ void attention_with_kvcache_forward(Tensor query, Tensor k_cache, Tensor v_cache
     const int64_t capacity = k_cache.size[2];
     check_shape(k_cache, "k_cache", {args.batch, -1, -1, query.size[3]});
     check_shape(v_cache, "v_cache", {args.batch, args.kv_heads, capacity, -1});
-    check_output(out, "out", query.dtype, {args.batch, args.heads, args.max_q, v_cache.size[3]});
-    check_output(lse, "lse", DType::kFloat32, {args.batch, args.heads, args.max_q});
     if (k.present() || v.present()) {
         check_dtype(k, "k", {query.dtype});
         check_dtype(v, "v", {query.dtype});
@@ -75,8 +69,51 @@ void attention_with_kvcache_forward(Tensor query, Tensor k_cache, Tensor v_cache
         args.max_k = std::max(args.max_k, total);
     }
     check_heads_and_bias(args, query.dtype);
+}
+
+void attention_with_kvcache_forward(Tensor query, Tensor k_cache, Tensor v_cache, Tensor k, Tensor v,
+                                    Tensor cache_seqlens, Tensor block_table, Tensor alibi_slopes, Tensor out,
+                                    Tensor lse, double scale, int64_t window_left, int64_t window_right,
+                                    double softcap) {
+    AttentionForward args = {};
+    check(!block_table.present(), "block_table must be None: this kernel has no paged caches");
+    args.alibi_slopes = alibi_slopes;
+    set_cached(args, query, k_cache, v_cache, k, v, cache_seqlens);
+    args.out = out, args.lse = lse;
+    check_output(out, "out", query.dtype, {args.batch, args.heads, args.max_q, v_cache.size[3]});
+    check_output(lse, "lse", DType::kFloat32, {args.batch, args.heads, args.max_q});
     set_settings(args, {scale, window_left, window_right, 0, softcap, {}, 0.0});
     run(&Kernels::attention_forward, args);
+}
+
+// ---- Whether a call's tensors pass these checks, asked before it is made. head_dim is at least 1 there. -------------
+
+template <class Check>
+bool passes(const Tensor& query, const Check& check) {
+    try {
+        check();
+        return query.size[query.rank - 1] > 0;
+    } catch (const py::builtin_exception&) {
+        return false;
+    }
+}
+
+bool attention_fits(Tensor query, Tensor key, Tensor value) {
+    AttentionForward args = {};
+    return passes(query, [&] { set_dense(args, query, key, value); });
+}
+
+bool attention_varlen_fits(Tensor query, Tensor key, Tensor value, Tensor cu_seqlens_q, Tensor cu_seqlens_k,
+                           int64_t max_seqlen_q, int64_t max_seqlen_k) {
+    AttentionForward args = {};
+    return passes(query,
+                  [&] { set_packed(args, query, key, value, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k); });
+}
+
+bool attention_with_kvcache_fits(Tensor query, Tensor k_cache, Tensor v_cache, Tensor k, Tensor v,
+                                 Tensor cache_seqlens) {
+    AttentionForward args = {};
+    return passes(query, [&] { set_cached(args, query, k_cache, v_cache, k, v, cache_seqlens); });
 }
 
 Binding binding([](py::module_& m) {
@@ -91,6 +128,11 @@ Binding binding([](py::module_& m) {
     m.def("attention_with_kvcache_forward", &attention_with_kvcache_forward, arg("query"), arg("k_cache"),
           arg("v_cache"), arg("k"), arg("v"), arg("cache_seqlens"), arg("block_table"), arg("alibi_slopes"), arg("out"),
           arg("lse"), arg("scale"), arg("window_left"), arg("window_right"), arg("softcap"));
+    m.def("attention_fits", &attention_fits, arg("query"), arg("key"), arg("value"));
+    m.def("attention_varlen_fits", &attention_varlen_fits, arg("query"), arg("key"), arg("value"), arg("cu_seqlens_q"),
+          arg("cu_seqlens_k"), arg("max_seqlen_q"), arg("max_seqlen_k"));
+    m.def("attention_with_kvcache_fits", &attention_with_kvcache_fits, arg("query"), arg("k_cache"), arg("v_cache"),
+          arg("k"), arg("v"), arg("cache_seqlens"));
 });
 
 }  // namespace

@@ -17,13 +17,14 @@ from torch.compiler import is_compiling
 from torch.nn import Parameter
 
 from ..backends import BACKENDS
+from ..backends.cpu import _native
 
 _LIBRARY = torch.library.Library("fastattn", "DEF")
 
 _PLAIN_TYPES = {Tensor, Parameter, NoneType, int, float, bool, str, list}
 
 
-def _watched(args: tuple) -> bool:
+def watched(*args) -> bool:
     """Whether the call must go through torch's dispatcher: a tracer, a mode, a transform or a tensor subclass is at work."""
     return (
         is_compiling()
@@ -45,10 +46,10 @@ class Op:
         self._modules = {name: grid.get(op) for name, grid in BACKENDS.items()}
 
     def __call__(self, *args):
-        return self.overload(*args) if _watched(args) else self.unwatched(*args)
+        return self.overload(*args) if watched(*args) else self.unwatched(*args)
 
     def unwatched(self, *args):
-        """A call of which `_watched` has been asked."""
+        """A call of which `watched` has been asked."""
         for i in self._tensors:
             x = args[i]
             if x is not None and x.is_neg():
@@ -104,7 +105,7 @@ def differentiable(op: Op) -> Callable[[type[torch.autograd.Function]], type[tor
 
     Transforms need a `setup_context` of its own, which costs a third of a call. The twin is applied by the C++ method under
     `Function.apply`, whose Python looks for `setup_context` and for transforms: the one is not there, and the other
-    `_watched` has asked.
+    `watched` has asked.
     """
 
     def complete(function: type[torch.autograd.Function]) -> type[torch.autograd.Function]:
@@ -124,9 +125,8 @@ def differentiable(op: Op) -> Callable[[type[torch.autograd.Function]], type[tor
 
 def record(function: type[torch.autograd.Function], *args):
     """Runs a differentiable Function. A tensor given twice (lengths in self-attention) is made two for torch.compile."""
-    if not _watched(args):
-        # A tensor that has outlived the transform it was made in stands for another one; `Function.apply` knows it, too.
-        return _APPLY_UNWATCHED[function](*[unwrap_if_dead(arg) if type(arg) is Tensor else arg for arg in args])
+    if not watched(*args):
+        return record_unwatched(function, *args)
     if torch.compiler.is_compiling():
         seen: list[Tensor] = []
         distinct = []
@@ -138,6 +138,24 @@ def record(function: type[torch.autograd.Function], *args):
             distinct.append(arg)
         return function.apply(*distinct)
     return function.apply(*args)
+
+
+def record_unwatched(function: type[torch.autograd.Function], *args):
+    """The same, of a call of which `watched` has been asked."""
+    # A tensor that has outlived the transform it was made in stands for another one; `Function.apply` knows it, too.
+    return _APPLY_UNWATCHED[function](*[unwrap_if_dead(arg) if type(arg) is Tensor else arg for arg in args])
+
+
+def fits(check: str, *args) -> bool:
+    """Whether the bindings' own checks, in one call of C++, find nothing wrong with plain CPU tensors.
+
+    Where they do, or there are no bindings, the checks of the ops layer go through the arguments one by one, and say what
+    is wrong. They cost ten times as much.
+    """
+    try:
+        return getattr(_native.C, check)(*args)
+    except (TypeError, ValueError, AttributeError):
+        return False
 
 
 def run_backward(backward: Op, *args) -> tuple:

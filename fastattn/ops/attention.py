@@ -61,7 +61,9 @@ def attention(
     """
     if _autocast.active(query):
         query, key, value, attn_mask = _autocast.cast(query, key, value, attn_mask)
-    _checks.attention_shapes(query, key, value, "(batch, heads, q, head_dim)", "(batch, kv_heads, k, head_dim)", 4)
+    plain = not _library.watched(query, key, value, attn_mask, alibi_slopes)
+    if not (plain and _library.fits("attention_fits", query, key, value)):
+        _checks.attention_shapes(query, key, value, "(batch, heads, q, head_dim)", "(batch, kv_heads, k, head_dim)", 4)
     batch, heads, q_len, head_dim = query.shape
     kv_heads, k_len = key.shape[1], key.shape[2]
     if key.shape[0] != batch:
@@ -99,9 +101,11 @@ def attention(
     if backend == "eager":
         out, lse = _eager(*args)
     elif _library.needs_grad(query, key, value, attn_mask):
-        out, lse = _library.record(_Attention, *args, backend)
+        record = _library.record_unwatched if plain else _library.record
+        out, lse = record(_Attention, *args, backend)
     else:
-        out, lse = _forward(*args, backend)
+        forward = _forward.unwatched if plain else _forward
+        out, lse = forward(*args, backend)
     return (out, lse) if return_lse else out
 
 

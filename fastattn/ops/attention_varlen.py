@@ -59,18 +59,14 @@ def attention_varlen(
     """
     if _autocast.active(query):
         query, key, value, attn_mask = _autocast.cast(query, key, value, attn_mask)
-    _checks.attention_shapes(query, key, value, "(total_q, heads, head_dim)", "(total_k, kv_heads, head_dim)", 3)
+    packed = (query, key, value, cu_seqlens_q, cu_seqlens_k)
+    plain = not _library.watched(*packed, attn_mask, alibi_slopes)
+    if not (plain and _library.fits("attention_varlen_fits", *packed, max_seqlen_q, max_seqlen_k)):
+        _check_packed(*packed, max_seqlen_q, max_seqlen_k)
     total_q, heads, head_dim = query.shape
     max_seqlen_q = _checks.integer("max_seqlen_q", max_seqlen_q)
     max_seqlen_k = _checks.integer("max_seqlen_k", max_seqlen_k)
-    _checks.cu_seqlens("cu_seqlens_q", cu_seqlens_q, "query", total_q, "max_seqlen_q", max_seqlen_q, query)
-    if cu_seqlens_k is not cu_seqlens_q or key.shape[0] != total_q or max_seqlen_k != max_seqlen_q:
-        _checks.cu_seqlens("cu_seqlens_k", cu_seqlens_k, "key", key.shape[0], "max_seqlen_k", max_seqlen_k, query)
     batch = cu_seqlens_q.shape[0] - 1
-    if cu_seqlens_k.shape[0] - 1 != batch:
-        raise ValueError(
-            f"cu_seqlens_q holds {batch} sequences and cu_seqlens_k {cu_seqlens_k.shape[0] - 1}; the numbers must be equal"
-        )
     if attn_mask is not None:
         attn_mask = _checks.attention_mask(attn_mask, query, (batch, heads, max_seqlen_q, max_seqlen_k))
     if _checks.readable(cu_seqlens_q) and (max_seqlen_q > total_q or max_seqlen_k > key.shape[0]):
@@ -102,10 +98,33 @@ def attention_varlen(
     if backend == "eager":
         out, lse = _eager(*args)
     elif _library.needs_grad(query, key, value, attn_mask):
-        out, lse = _library.record(_AttentionVarlen, *args, backend)
+        record = _library.record_unwatched if plain else _library.record
+        out, lse = record(_AttentionVarlen, *args, backend)
     else:
-        out, lse = _forward(*args, backend)
+        forward = _forward.unwatched if plain else _forward
+        out, lse = forward(*args, backend)
     return (out, lse) if return_lse else out
+
+
+def _check_packed(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+) -> None:
+    _checks.attention_shapes(query, key, value, "(total_q, heads, head_dim)", "(total_k, kv_heads, head_dim)", 3)
+    most_q = _checks.integer("max_seqlen_q", max_seqlen_q)
+    most_k = _checks.integer("max_seqlen_k", max_seqlen_k)
+    _checks.cu_seqlens("cu_seqlens_q", cu_seqlens_q, "query", query.shape[0], "max_seqlen_q", most_q, query)
+    _checks.cu_seqlens("cu_seqlens_k", cu_seqlens_k, "key", key.shape[0], "max_seqlen_k", most_k, query)
+    if cu_seqlens_k.shape[0] != cu_seqlens_q.shape[0]:
+        raise ValueError(
+            f"cu_seqlens_q holds {cu_seqlens_q.shape[0] - 1} sequences and cu_seqlens_k {cu_seqlens_k.shape[0] - 1}; the "
+            f"numbers must be equal"
+        )
 
 
 def _fake_forward(query, key, value, *rest):

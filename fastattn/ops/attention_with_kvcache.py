@@ -9,8 +9,6 @@ from .. import dispatch
 from ..backends.attention_outputs import attention_outputs
 from . import _autocast, _checks, _library
 
-_LAYOUT = "(batch, kv_heads, seq, dim)"
-
 
 def attention_with_kvcache(
     query: Tensor,
@@ -55,37 +53,16 @@ def attention_with_kvcache(
     """
     if _autocast.active(query) and isinstance(k_cache, Tensor) and k_cache.is_floating_point():
         query, k, v = (_like_cache(x, k_cache) for x in (query, k, v))
-    _checks.floating("query", query)
-    _checks.like("k_cache", k_cache, "query", query)
-    _checks.like("v_cache", v_cache, "query", query)
-    if not query.ndim == k_cache.ndim == v_cache.ndim == 4:
-        _checks.rank("query", query, "(batch, heads, q, head_dim)", 4)
-        _checks.rank("k_cache", k_cache, _LAYOUT, 4)
-        _checks.rank("v_cache", v_cache, _LAYOUT, 4)
-    if k is not None:
-        _checks.like("k", k, "query", query)
-        _checks.rank("k", k, _LAYOUT, 4)
-    if v is not None:
-        _checks.like("v", v, "query", query)
-        _checks.rank("v", v, _LAYOUT, 4)
-    if (k is None) != (v is None):
-        raise ValueError("one of k and v is given without the other; pass both or none")
+    tensors = (query, k_cache, v_cache, k, v, cache_seqlens)
+    plain = not _library.watched(*tensors, block_table, alibi_slopes)
+    if not (plain and block_table is None and _library.fits("attention_with_kvcache_fits", *tensors)):
+        _check_tensors(*tensors, block_table)
     if _library.needs_grad(query, k_cache, v_cache, k, v):
         raise RuntimeError(
             "attention_with_kvcache changes its cache in place and has no gradient; call it under torch.no_grad(), or "
             "train with fastattn.attention"
         )
     batch, heads, _, head_dim = query.shape
-    k_shape, v_shape = k_cache.shape, v_cache.shape  # each look-up makes a torch.Size
-    _check_cache(k_shape, v_shape, batch, heads, head_dim, paged=block_table is not None)
-    capacity, new = k_shape[2], 0
-    if block_table is not None:
-        _check_blocks(block_table, query, batch, k_shape[0])
-        capacity *= block_table.shape[1]
-    if k is not None and v is not None:
-        _check_new(k.shape, v.shape, k_shape, v_shape, batch)
-        new = k.shape[2]
-    _check_lengths(cache_seqlens, query, batch, capacity, new)
     if alibi_slopes is not None:
         alibi_slopes = _checks.slopes(alibi_slopes, query, batch, heads)
     left, right = (-1, -1) if window is None else _checks.window_sides(window)
@@ -103,7 +80,8 @@ def attention_with_kvcache(
         0 if is_causal else right,
         _checks.softcap_value(softcap),
     )
-    out, lse = _forward(*args, dispatch.choose("attention_with_kvcache", args))
+    forward = _forward.unwatched if plain else _forward
+    out, lse = forward(*args, dispatch.choose("attention_with_kvcache", args))
     if k is not None and not torch.compiler.is_compiling():
         # So that autograd notices if somebody saved the cache for a backward.
         torch.autograd.graph.increment_version((k_cache, v_cache))
@@ -114,22 +92,55 @@ def _like_cache(x: Any, cache: Tensor) -> Any:
     return x.to(cache.dtype) if isinstance(x, Tensor) and x.is_floating_point() else x
 
 
-def _check_cache(k_cache: torch.Size, v_cache: torch.Size, batch: int, heads: int, head_dim: int, paged: bool) -> None:
-    if k_cache[:3] != v_cache[:3] or k_cache[3] != head_dim:
+def _check_tensors(
+    query: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    k: Tensor | None,
+    v: Tensor | None,
+    cache_seqlens: Tensor,
+    block_table: Tensor | None,
+) -> None:
+    _checks.floating("query", query)
+    given: tuple[tuple[str, Any], ...] = (("k_cache", k_cache), ("v_cache", v_cache), ("k", k), ("v", v))
+    for name, x in given:
+        if x is not None or name.endswith("cache"):
+            _checks.like(name, x, "query", query)
+            _checks.rank(name, x, "(batch, kv_heads, seq, dim)", 4)
+    _checks.rank("query", query, "(batch, heads, q, head_dim)", 4)
+    if (k is None) != (v is None):
+        raise ValueError("one of k and v is given without the other; pass both or none")
+    _check_cache(query, k_cache, v_cache, block_table)
+    batch, new = query.shape[0], 0
+    if k is not None and v is not None:
+        new = k.shape[2]
+        expected = (batch, k_cache.shape[1], new)
+        if k.shape != (*expected, query.shape[3]) or v.shape != (*expected, v_cache.shape[3]):
+            raise ValueError(
+                f"k has shape {tuple(k.shape)} and v {tuple(v.shape)}; expected {(*expected, query.shape[3])} and "
+                f"{(*expected, v_cache.shape[3])}"
+            )
+    _check_lengths(query, k_cache, cache_seqlens, block_table, new)
+
+
+def _check_cache(query: Tensor, k_cache: Tensor, v_cache: Tensor, block_table: Tensor | None) -> None:
+    batch, heads, _, head_dim = query.shape
+    if k_cache.shape[:3] != v_cache.shape[:3] or k_cache.shape[3] != head_dim:
         raise ValueError(
-            f"k_cache has shape {tuple(k_cache)} and v_cache {tuple(v_cache)} for head_dim {head_dim}; all but "
+            f"k_cache has shape {tuple(k_cache.shape)} and v_cache {tuple(v_cache.shape)} for head_dim {head_dim}; all but "
             f"the last dimension must be equal, and k_cache's last must be head_dim"
         )
     if head_dim == 0:
         raise ValueError("query and k_cache have head_dim 0; expected at least 1")
-    kv_heads = k_cache[1]
+    kv_heads = k_cache.shape[1]
     if kv_heads == 0 or heads % kv_heads != 0:
         raise ValueError(f"query has {heads} heads and k_cache {kv_heads}; query's must be a multiple of the cache's")
-    if k_cache[0] != batch and not paged:
-        raise ValueError(f"k_cache has batch {k_cache[0]} but query has {batch}; or pass block_table if paged")
-
-
-def _check_blocks(block_table: Tensor, query: Tensor, batch: int, blocks: int) -> None:
+    if block_table is None:
+        if k_cache.shape[0] != batch:
+            raise ValueError(
+                f"k_cache has batch {k_cache.shape[0]} but query has {batch}; or pass block_table if paged"
+            )
+        return
     _checks.tensor("block_table", block_table)
     if block_table.dtype != torch.int32 or block_table.ndim != 2 or block_table.shape[0] != batch:
         raise ValueError(
@@ -140,20 +151,14 @@ def _check_blocks(block_table: Tensor, query: Tensor, batch: int, blocks: int) -
         raise ValueError(f"block_table is on {block_table.device} but query is on {query.device}; move one")
     if _checks.readable(block_table) and block_table.numel():
         low, high = block_table.min().item(), block_table.max().item()
-        if low < 0 or high >= blocks:
-            raise ValueError(f"block_table names blocks {low} to {high}; k_cache has {blocks}, counted from 0")
+        if low < 0 or high >= k_cache.shape[0]:
+            raise ValueError(
+                f"block_table names blocks {low} to {high}; k_cache has {k_cache.shape[0]}, counted from 0"
+            )
 
 
-def _check_new(k: torch.Size, v: torch.Size, k_cache: torch.Size, v_cache: torch.Size, batch: int) -> None:
-    heads, new = k_cache[1], k[2]
-    if k[0] != batch or v[0] != batch or k[1] != heads or k[3] != k_cache[3] or v[1:] != (heads, new, v_cache[3]):
-        raise ValueError(
-            f"k has shape {tuple(k)} and v {tuple(v)}; expected {(batch, heads, new, k_cache[3])} and "
-            f"{(batch, heads, new, v_cache[3])}"
-        )
-
-
-def _check_lengths(cache_seqlens: Tensor, query: Tensor, batch: int, capacity: int, new: int) -> None:
+def _check_lengths(query: Tensor, k_cache: Tensor, cache_seqlens: Tensor, block_table: Tensor | None, new: int) -> None:
+    batch = query.shape[0]
     _checks.tensor("cache_seqlens", cache_seqlens)
     if cache_seqlens.dtype != torch.int32 or cache_seqlens.shape != (batch,):
         raise ValueError(
@@ -164,6 +169,7 @@ def _check_lengths(cache_seqlens: Tensor, query: Tensor, batch: int, capacity: i
         raise ValueError(f"cache_seqlens is on {cache_seqlens.device} but query is on {query.device}; move one")
     if not _checks.readable(cache_seqlens) or batch == 0:
         return
+    capacity = k_cache.shape[2] * (1 if block_table is None else block_table.shape[1])
     values = cache_seqlens.tolist()
     if min(values) < 0 or max(values) + new > capacity:
         raise ValueError(
