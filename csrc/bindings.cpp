@@ -28,7 +28,7 @@ std::vector<void (*)(py::module_&)>& binding_list() {
 // What is looked up once. Never freed: the module lives as long as Python.
 struct Torch {
     PyTypeObject* tensor_type;
-    PyObject* get_num_threads;
+    PyObject *get_num_threads, *unwrap_if_dead;
     const DLPackExchange* exchange;
 };
 Torch torch;
@@ -38,6 +38,7 @@ void load_torch() {
     auto attribute = [&](const char* name) { return module.attr(name).cast<py::object>().release().ptr(); };
     torch.tensor_type = reinterpret_cast<PyTypeObject*>(attribute("Tensor"));
     torch.get_num_threads = attribute("get_num_threads");
+    torch.unwrap_if_dead = py::object(module.attr("_C").attr("_functorch").attr("unwrap_if_dead")).release().ptr();
     const py::capsule exchange = module.attr("Tensor").attr("__dlpack_c_exchange_api__");
     torch.exchange = exchange.get_pointer<DLPackExchange>();
     if (torch.exchange->major != 1 || !torch.exchange->read) {
@@ -81,6 +82,9 @@ Tensor read_tensor(py::handle object) {
     DLPackTensor source{};
     if (torch.exchange->read(object.ptr(), &source) != 0) {
         const py::error_already_set error;
+        // A tensor that has outlived a torch.func transform stands for the one inside, which it keeps alive.
+        const py::object inside = py::handle(torch.unwrap_if_dead)(object);
+        if (!inside.is(object)) return read_tensor(inside);
         const auto why = py::str(error.value()).cast<std::string>();
         type_error("the CPU kernels cannot read a tensor of dtype " + attribute("dtype") + " on " +
                    attribute("device") + ": " + why.substr(0, why.find('\n')));  // the rest is a backtrace

@@ -325,6 +325,26 @@ def test_views_that_negate_their_memory(sample: Sample, backend: str) -> None:
         torch.testing.assert_close(torch.autograd.grad(outputs, leaves(arguments), sent), tuple(expected))
 
 
+@pytest.mark.parametrize("recorded", [False, True])
+@pytest.mark.parametrize(("sample", "backend"), FUSED)
+def test_tensors_that_outlive_a_transform(sample: Sample, backend: str, recorded: bool) -> None:
+    """What a function under torch.func keeps of its argument stands for the tensor that was given."""
+    expected, grads = run(sample, backend, sample.arguments())
+    for index in range(len(leaves(sample.arguments()))):
+        arguments = sample.arguments()
+        given = leaves(arguments)
+        kept: list[Tensor] = []
+        torch.func.grad(lambda x, kept=kept: (kept.append(x), x.sum())[1])(given[index].detach())
+        args, kwargs = substitute(arguments, [given[index]], kept)
+        torch.manual_seed(0)
+        with fastattn.use_backend(backend), torch.set_grad_enabled(recorded):
+            outputs = tensors(sample.function(*args, **kwargs))
+            torch.testing.assert_close(outputs, expected)
+            if recorded and len(given) > 1:
+                found = gradients(outputs, given[:index] + given[index + 1 :])
+                torch.testing.assert_close(found, grads[:index] + grads[index + 1 :])
+
+
 # ---- Autocast, transforms --------------------------------------------------------------------------------------------
 
 KEEP_DTYPE = {"layer_norm", "rms_norm", "rotary_embedding"}

@@ -11,7 +11,7 @@ from types import NoneType
 import torch
 from torch import Tensor
 from torch._C import _are_functorch_transforms_active, _get_tracing_state, _len_torch_dispatch_stack
-from torch._C._functorch import unwrap_if_dead
+from torch._C._functorch import is_functorch_wrapped_tensor, unwrap_if_dead
 from torch.autograd import profiler
 from torch.compiler import is_compiling
 from torch.nn import Parameter
@@ -142,8 +142,12 @@ def record(function: type[torch.autograd.Function], *args):
 
 def record_unwatched(function: type[torch.autograd.Function], *args):
     """The same, of a call of which `watched` has been asked."""
-    # A tensor that has outlived the transform it was made in stands for another one; `Function.apply` knows it, too.
-    return _APPLY_UNWATCHED[function](*[unwrap_if_dead(arg) if type(arg) is Tensor else arg for arg in args])
+    for arg in args:
+        if type(arg) is Tensor and is_functorch_wrapped_tensor(arg):
+            # It has outlived the transform it was made in, and stands for another one; `Function.apply` knows it, too.
+            args = tuple(unwrap_if_dead(arg) if type(arg) is Tensor else arg for arg in args)
+            break
+    return _APPLY_UNWATCHED[function](*args)
 
 
 def fits(check: str, *args) -> bool:
