@@ -20,7 +20,7 @@ test: $(VENV)/.installed
 	$(BIN)/python -m pytest tests -q --durations=15
 
 bench: $(VENV)/.installed
-	$(BIN)/python -m fastattn bench --json out/bench/results.json --plot out/bench
+	$(BIN)/python -m fastattn bench --json out/bench/results.json --markdown out/bench/results.md --plot out/bench
 
 lint: $(VENV)/.lint
 	PATH="$(abspath $(BIN)):$$PATH" pre-commit run --all-files

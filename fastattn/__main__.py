@@ -24,6 +24,7 @@ def parser() -> argparse.ArgumentParser:
     bench.add_argument("--threads", type=int, metavar="N", help="torch's threads (default: torch's own number)")
     bench.add_argument("--seconds", type=float, help="timing a case (default: 2, with --quick 0.05)")
     bench.add_argument("--json", type=Path, metavar="FILE", help="write every figure, and the machine, to this file")
+    bench.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables to this file")
     bench.add_argument("--plot", type=Path, metavar="FOLDER", help="write a PNG an op into this folder")
     return top
 
@@ -48,7 +49,9 @@ def main(arguments: list[str] | None = None) -> None:
 
         compile = not options.quick if options.compile is None else options.compile
         seconds = (0.05 if options.quick else 2.0) if options.seconds is None else options.seconds
-        if not bench(options.op or list(CASES), options.quick, seconds, compile, options.json, options.plot):
+        if not bench(
+            options.op or list(CASES), options.quick, seconds, compile, options.json, options.markdown, options.plot
+        ):
             raise SystemExit(1)
 
 

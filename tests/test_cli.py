@@ -40,7 +40,9 @@ def test_info_asks_with_arguments_the_op_takes(op):
 
 
 def test_bench_writes_valid_figures(tmp_path, capsys):
-    main(["bench", "--quick", "--json", str(tmp_path / "figures.json"), "--plot", str(tmp_path / "charts")])
+    files = {name: tmp_path / name for name in ("figures.json", "tables.md", "charts")}
+    figures, tables, charts = map(str, files.values())
+    main(["bench", "--quick", "--json", figures, "--markdown", tables, "--plot", charts])
     content = json.loads((tmp_path / "figures.json").read_text())
     assert content["machine"]["torch"] == torch.__version__
     assert content["machine"]["threads"] == torch.get_num_threads()
@@ -57,9 +59,12 @@ def test_bench_writes_valid_figures(tmp_path, capsys):
             assert low <= figures["fastattn_ratio"] <= high
             assert (figures["share_of_floor"] is None) == (result["op"] == "overhead")
         assert set(result["floors_s"]) == (set() if result["op"] == "overhead" else {"matmul", "copy"})
-    charts = sorted(path.stem for path in (tmp_path / "charts").iterdir())
-    assert charts == sorted(CASES)
-    assert all(path.read_bytes().startswith(PNG) for path in (tmp_path / "charts").iterdir())
+    assert sorted(path.stem for path in files["charts"].iterdir()) == sorted(CASES)
+    assert all(path.read_bytes().startswith(PNG) for path in files["charts"].iterdir())
+    lines = files["tables.md"].read_text().splitlines()
+    assert [line.removeprefix("## ") for line in lines if line.startswith("## ")] == list(CASES)
+    rows = [line for line in lines if " float32 " in line or " bfloat16 " in line]
+    assert len(rows) == len(content["results"])
     out = capsys.readouterr().out
     assert all(op in out for op in CASES)
 

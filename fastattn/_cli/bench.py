@@ -11,7 +11,15 @@ from ..bench.harness import Result, compare, first_line
 from ..bench.machine import Yardsticks, describe
 
 
-def bench(ops: list[str], quick: bool, seconds: float, compile: bool, json: Path | None, plot: Path | None) -> bool:
+def bench(
+    ops: list[str],
+    quick: bool,
+    seconds: float,
+    compile: bool,
+    json: Path | None,
+    markdown: Path | None,
+    plot: Path | None,
+) -> bool:
     """Measures these ops, prints a table each as soon as it is there, and writes what was asked for.
 
     Returns:
@@ -52,8 +60,12 @@ def bench(ops: list[str], quick: bool, seconds: float, compile: bool, json: Path
                 progress.console.print(report.table(op, measured))
             if json is not None:
                 report.write_json(json, results)
+            if markdown is not None:
+                report.write_markdown(markdown, results)
     if json is not None:
         console.print(f"Figures: {json}", highlight=False)
+    if markdown is not None:
+        console.print(f"Tables: {markdown}", highlight=False)
     if plot is not None:
         for path in report.write_charts(plot, results):
             console.print(f"Chart: {path}", highlight=False)

@@ -1,4 +1,4 @@
-"""A run's results as a table, as JSON and as charts."""
+"""A run's results as a table, as Markdown, as JSON and as charts."""
 
 import json
 from collections import defaultdict
@@ -87,6 +87,43 @@ def write_json(path: Path, results: list[Result]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     content = {"machine": describe(), "results": [result.as_dict() for result in results]}
     path.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def write_markdown(path: Path, results: list[Result]) -> None:
+    """The tables for reading: fastattn's time, how many times as fast it is as each peer, and its share of the floor."""
+    machine = describe()
+    lines = [
+        f"# {machine['cpu']}, {threads(machine)}",
+        "",
+        f"Kernels for {machine['isa']}; torch {machine['torch']}, Python {machine['python']}, {machine['system']}; fastattn "
+        f"{machine['fastattn']} at {machine['commit'] or 'no commit'}. A ratio says how many times as fast as the peer "
+        "fastattn is: the median over interleaved rounds. The floor is the time that the machine, in the same rounds, took "
+        "for a matrix product of as many operations, or a copy of as many bytes, whichever is longer.",
+    ]
+    for op, group in by_op(results).items():
+        peers = [name for name in dict.fromkeys(name for result in group for name in result.timings) if name != OURS]
+        peers = [name for name in peers if name != BACKEND]
+        columns = ["case", "fastattn", *(f"over {name}" for name in peers), "share of the floor"]
+        overheads = any(result.overhead is not None for result in group)
+        if overheads:
+            columns[-1] = "call - backend"
+        lines += ["", f"## {op}", "", _row(columns), _row(["---", *["---:"] * (len(columns) - 1)])]
+        for result in group:
+            cells = [str(result.case), _time(result.timings[OURS].median)]
+            cells += [f"{result.speed(OURS, p).median:.2f}" if p in result.timings else "" for p in peers]
+            share = result.share_of_floor(OURS)
+            if overheads:
+                cells.append("" if result.overhead is None else _time(result.overhead))
+            else:
+                cells.append("" if share is None else f"{share:.0%} of {result.bound}")
+            lines.append(_row(cells))
+        lines += [line for note in dict.fromkeys(n for result in group for n in result.notes) for line in ("", note)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(lines) + "\n")
+
+
+def _row(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def write_charts(folder: Path, results: list[Result]) -> list[Path]:
