@@ -6,6 +6,7 @@
 //              ═════════ ═════════ ═══  …       a vector of each row and column is loaded for kDotRows * kDotColumns
 //     row      | . . . | | . . . | | . …        multiply-adds. All rows pass by a group of columns before the next, so
 //     of A ═══ sums      sums      sums         B comes from memory once; A, copied, stays in the first-level cache.
+//                                               A single row takes twice the columns: four sums would wait for another.
 //
 // A task is a stretch of columns. Sums over more than kDotChain vectors are made in parts, for accuracy.
 //
@@ -20,7 +21,7 @@ constexpr int64_t kFewRows = 8;
 
 namespace gemm_detail {
 
-constexpr int kDotRows = kLanes == 16 ? 4 : 2, kDotColumns = 4;
+constexpr int kDotRows = kLanes == 16 ? 4 : 2, kDotColumns = 4, kOneRowColumns = 8;
 constexpr int64_t kDotChain = 64;
 
 // A vector of B's steps: all of them, or those of the last `count` elements and zeros.
@@ -44,30 +45,30 @@ FASTATTN_INLINE Vec load_last_steps(const T* from, int64_t count) {
 }
 
 // sums[r * stride + j] = row r of A (whole vectors, `a_row` steps apart) times column j of B, for the first `columns`
-// of kDotColumns columns.
-template <class T, int kRows>
+// of kColumns columns.
+template <class T, int kRows, int kColumns>
 __attribute__((noinline)) void dot_products(int rows, int64_t depth, const typename Multiplied<T>::Step* a,
                                             int64_t a_row, const T* b, int64_t b_column, int columns, float* sums,
                                             int64_t stride) {
     if constexpr (kRows > 1) {
         if (rows < kRows) {
-            return dot_products<T, kRows - 1>(rows, depth, a, a_row, b, b_column, columns, sums, stride);
+            return dot_products<T, kRows - 1, kColumns>(rows, depth, a, a_row, b, b_column, columns, sums, stride);
         }
     }
     constexpr int64_t kElements = kLanes * Multiplied<T>::kSteps;  // a vector
-    const T* column[kDotColumns];
-    for (int j = 0; j < kDotColumns; ++j) column[j] = b + (j < columns ? j : 0) * b_column;
-    Vec total[kRows][kDotColumns] = {};
+    const T* column[kColumns];
+    for (int j = 0; j < kColumns; ++j) column[j] = b + (j < columns ? j : 0) * b_column;
+    Vec total[kRows][kColumns] = {};
     for (int64_t begin = 0; begin < depth; begin += kDotChain * kElements) {
         const int64_t end = smaller(begin + kDotChain * kElements, depth);
-        Vec sum[kRows][kDotColumns] = {};
+        Vec sum[kRows][kColumns] = {};
         auto add = [&](int64_t d, auto load_b) FASTATTN_BODY {
-            Vec right[kDotColumns];
-            for (int j = 0; j < kDotColumns; ++j) right[j] = load_b(column[j] + d);
+            Vec right[kColumns];
+            for (int j = 0; j < kColumns; ++j) right[j] = load_b(column[j] + d);
 #pragma GCC unroll 4
             for (int r = 0; r < kRows; ++r) {
                 const Vec left = detail::load_step(a + r * a_row + d / Multiplied<T>::kSteps);
-                for (int j = 0; j < kDotColumns; ++j) sum[r][j] = detail::add_product(sum[r][j], a, left, right[j]);
+                for (int j = 0; j < kColumns; ++j) sum[r][j] = detail::add_product(sum[r][j], a, left, right[j]);
             }
         };
         int64_t d = begin;
@@ -79,7 +80,7 @@ __attribute__((noinline)) void dot_products(int rows, int64_t depth, const typen
             add(d, [count](const T* from) FASTATTN_BODY { return load_last_steps(from, count); });
         }
         for (int r = 0; r < kRows; ++r) {
-            for (int j = 0; j < kDotColumns; ++j) total[r][j] += sum[r][j];
+            for (int j = 0; j < kColumns; ++j) total[r][j] += sum[r][j];
         }
     }
     for (int r = 0; r < kRows; ++r) {
@@ -106,10 +107,14 @@ inline void few_rows(int64_t rows, int64_t columns, int64_t depth, Matrix<T> a, 
     for_tasks(parallel, tasks, [&](int64_t task, int thread) {
         const int64_t first = task * stretch, count = smaller(stretch, columns - first);
         float* to = sums.of(thread);
-        for (int64_t c = 0; c < count; c += kDotColumns) {
+        for (int64_t c = 0; rows == 1 && c < count; c += kOneRowColumns) {
+            dot_products<T, 1, kOneRowColumns>(1, depth, copied.get(), a_row, b.from(0, first + c).data, b.column,
+                                               static_cast<int>(smaller(kOneRowColumns, count - c)), to + c, stretch);
+        }
+        for (int64_t c = 0; rows > 1 && c < count; c += kDotColumns) {
             const int some = static_cast<int>(smaller(kDotColumns, count - c));
             for (int64_t r = 0; r < rows; r += kDotRows) {
-                dot_products<T, kDotRows>(static_cast<int>(smaller(kDotRows, rows - r)), depth,
+                dot_products<T, kDotRows, kDotColumns>(static_cast<int>(smaller(kDotRows, rows - r)), depth,
                                           copied.get() + r * a_row, a_row, b.from(0, first + c).data, b.column, some,
                                           to + r * stretch + c, stretch);
             }

@@ -12,7 +12,7 @@ namespace fastattn::FASTATTN_ISA {
 
 namespace gemm_detail {
 
-constexpr int64_t kSwapRows = 64;
+constexpr int64_t kSwapRows = 256;
 
 template <class T>
 void multiply(int64_t rows, int64_t columns, int64_t depth, Matrix<T> a, Matrix<T> b, const Finish& finish,
