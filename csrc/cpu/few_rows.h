@@ -115,8 +115,8 @@ inline void few_rows(int64_t rows, int64_t columns, int64_t depth, Matrix<T> a, 
             const int some = static_cast<int>(smaller(kDotColumns, count - c));
             for (int64_t r = 0; r < rows; r += kDotRows) {
                 dot_products<T, kDotRows, kDotColumns>(static_cast<int>(smaller(kDotRows, rows - r)), depth,
-                                          copied.get() + r * a_row, a_row, b.from(0, first + c).data, b.column, some,
-                                          to + r * stretch + c, stretch);
+                                                       copied.get() + r * a_row, a_row, b.from(0, first + c).data,
+                                                       b.column, some, to + r * stretch + c, stretch);
             }
         }
         finish.function(finish.epilogue, 0, rows, first, count, to, stretch);
