@@ -73,7 +73,7 @@ inline void copy_row(const T* from, int64_t stride, int64_t depth, typename Mult
             }
         }
     } else if constexpr (std::is_same_v<T, Element>) {
-        memcpy(to, from, depth * sizeof(Element));
+        if (depth > 0) memcpy(to, from, depth * sizeof(Element));  // from may be null where there is nothing
     } else {
         each_vector(0, depth,
                     [&](int64_t i, int, auto lanes) FASTATTN_BODY { store(to + i, load(from + i, lanes), lanes); });
