@@ -11,7 +11,8 @@ constexpr int64_t kFar = int64_t{1} << 40;
 int64_t clamped(int64_t x) { return std::min(std::max(x, -kFar), kFar); }
 int64_t clamped_window(int64_t x) { return x < 0 ? -1 : std::min(x, kFar); }
 
-// `cu_seqlens` as (batch + 1,) running sums from 0 to total, of sequences no longer than `most`. Returns the longest.
+}  // namespace
+
 int64_t check_cu_seqlens(const Tensor& cu_seqlens, const char* name, int64_t batch, int64_t total, int64_t most) {
     check_dtype(cu_seqlens, name, {DType::kInt32});
     check_shape(cu_seqlens, name, {batch + 1});
@@ -30,8 +31,6 @@ int64_t check_cu_seqlens(const Tensor& cu_seqlens, const char* name, int64_t bat
     }
     return longest;
 }
-
-}  // namespace
 
 void set_settings(AttentionScore& args, const AttentionSettings& settings) {
     args.scale = static_cast<float>(settings.scale);

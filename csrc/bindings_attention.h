@@ -23,6 +23,9 @@ void set_dense(AttentionScore& args, const Tensor& query, const Tensor& key, con
 void set_packed(AttentionScore& args, const Tensor& query, const Tensor& key, const Tensor& value,
                 const Tensor& cu_seqlens_q, const Tensor& cu_seqlens_k, int64_t max_seqlen_q, int64_t max_seqlen_k);
 
+// `cu_seqlens` as (batch + 1,) running sums from 0 to total, of sequences no longer than `most`. Returns the longest.
+int64_t check_cu_seqlens(const Tensor& cu_seqlens, const char* name, int64_t batch, int64_t total, int64_t most);
+
 // That key and value have query's floating dtype.
 void check_dtypes(const Tensor& query, const Tensor& key, const Tensor& value);
 

@@ -152,6 +152,12 @@ def _gated(t: Draw) -> tuple:
     return t(2, 3, 4), t(6, 4), t(6), t(5, 6), t(5)
 
 
+def _layer(t: Draw) -> tuple:
+    """Two heads of 3 on a width of 4, 5 hidden."""
+    attention = (t(6, 4), t(6), t(6, 4), None, t(6, 4), t(6), t(4, 6), t(4))
+    return (*attention, t(4), t(4), t(5, 4), t(5), t(4, 5), t(4), t(4), None)
+
+
 def _rotary(t: Draw) -> tuple:
     return t(2, 2, 3, 6), t(2, 1, 3, 6)
 
@@ -246,6 +252,15 @@ SAMPLES = [
         "linear_cross_entropy",
         "every-option",
         lambda t: call(*_loss(t, 2, -1), t(5), -1, 0.1, 0.01, 3.0, t.slopes(5) + 0.5, "none"),
+    ),
+    Sample("encoder_layer", "post-norm", lambda t: call(t(2, 3, 4), *_layer(t), 2), inference=True),
+    Sample(
+        "encoder_layer",
+        "norm-first-packed",
+        lambda t: call(
+            t(1, 5, 4), *_layer(t), 2, "silu", 1e-3, 1e-4, True, scale=0.7, cu_seqlens=t.ints(0, 2, 5), max_seqlen=3
+        ),
+        inference=True,
     ),
     Sample("info_nce", "plain", lambda t: call(t(3, 4), t(3, 4))),
     Sample("info_nce", "every-option", lambda t: call(t(3, 4), t(3, 4), t(2, 4), 0.7, True)),

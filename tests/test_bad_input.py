@@ -93,6 +93,9 @@ ACCEPTED: dict[str, str] = {
     "TransformerDecoder memory_mask": "none, bool, float64, float16",
     "TransformerEncoder packed src_key_padding_mask": "none, float64, float16",
 }
+for _optional in ("b_query", "b_key", "b_value", "b_out", "b1", "b2", "norm1_weight", "norm1_bias", "norm2_weight"):
+    ACCEPTED[f"encoder_layer {_optional}"] = "none"
+ACCEPTED["encoder_layer norm2_bias"] = "none"
 for _mask in ("src_mask", "tgt_mask", "src_key_padding_mask", "tgt_key_padding_mask", "memory_key_padding_mask"):
     ACCEPTED[f"Transformer {_mask}"] = "none, float64, float16"
 ACCEPTED["Transformer memory_mask"] = "none, bool, float64, float16"

@@ -35,9 +35,11 @@ SIZES = {
     "rotary_embedding": {"batch": 2, "heads": 4, "kv_heads": 2, "seq": 5, "head_dim": 8, "rotary_dim": 6},
     "linear_cross_entropy": {"rows": 3, "inner": 4, "vocabulary": 6},
     "info_nce": {"n": 4, "m": 3, "dim": 6},
+    "encoder_layer": {"batch": 2, "seq": 3, "width": 4, "inner": 6, "hidden": 5},
 }
 EMPTY_IS_AN_ERROR = {("attention", "kv_heads"), ("attention", "head_dim")}
 EMPTY_IS_AN_ERROR |= {("attention_varlen", "kv_heads"), ("attention_varlen", "head_dim")}
+EMPTY_IS_AN_ERROR |= {("encoder_layer", "inner")}
 EMPTY_IS_AN_ERROR |= {("attention_with_kvcache", "kv_heads"), ("attention_with_kvcache", "head_dim")}
 
 
@@ -45,7 +47,7 @@ def sized(op: str, n: dict[str, int]) -> tuple[dict[str, Any], tuple[int, ...]]:
     """Arguments of these sizes, floating ones with a gradient, and the shape of the first output."""
 
     def x(*names: str) -> Tensor:
-        return T([n[name] for name in names]).requires_grad_(op != "attention_with_kvcache")
+        return T([n[name] for name in names]).requires_grad_(op not in ("attention_with_kvcache", "encoder_layer"))
 
     if op == "attention":
         args = {"query": x("batch", "heads", "q", "head_dim"), "key": x("batch", "kv_heads", "k", "head_dim")}
@@ -78,6 +80,12 @@ def sized(op: str, n: dict[str, int]) -> tuple[dict[str, Any], tuple[int, ...]]:
             "w_key": x("hidden", "key_dim"),
         }
         return args, (n["batch"], n["q"], n["value_dim"])
+    if op == "encoder_layer":
+        args = {name: x("inner", "width") for name in ("w_query", "w_key", "w_value")}
+        args |= {"x": x("batch", "seq", "width"), "w_out": x("width", "inner"), "heads": 2}
+        args |= {"w1": x("hidden", "width"), "b1": x("hidden"), "w2": x("width", "hidden"), "b2": x("width")}
+        absent = ("b_query", "b_key", "b_value", "b_out", "norm1_weight", "norm1_bias", "norm2_weight", "norm2_bias")
+        return {**args, **dict.fromkeys(absent)}, (n["batch"], n["seq"], n["width"])
     if op in ("layer_norm", "rms_norm"):
         return {"x": x("rows", "dim"), "weight": x("dim"), "residual": x("rows", "dim")}, (n["rows"], n["dim"])
     if op == "linear":

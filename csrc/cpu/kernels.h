@@ -138,6 +138,24 @@ struct LinearCrossEntropy {
     float label_smoothing, z_loss, softcap;  // softcap 0: none
 };
 
+// ---- A whole encoder layer ------------------------------------------------------------------------------------------
+
+// One layer of an encoder (csrc/cpu/encoder_layer.cpp). x and out are contiguous (batch * seq, width) matrices, or packed
+// ones with cu_seqlens; weights are (out, in) of any strides, biases and norms contiguous vectors; all of one dtype.
+struct EncoderLayer {
+    int64_t batch, seq;  // packed: seq is the longest sequence
+    int64_t heads;
+    Tensor x, out;
+    Tensor cu_seqlens;  // contiguous int32 (batch + 1,); absent where all sequences are seq long
+    Tensor w_query, b_query, w_key, b_key, w_value, b_value, w_out, b_out;  // biases may be absent, here and below
+    Tensor norm1_weight, norm1_bias;
+    Tensor w1, b1, w2, b2;
+    Tensor norm2_weight, norm2_bias;
+    Activation activation;
+    float scale, eps1, eps2;
+    bool norm_first;
+};
+
 // clang-format off
 // X(function, arguments)
 #define FASTATTN_KERNELS(X)                                  \
@@ -156,7 +174,9 @@ struct LinearCrossEntropy {
     X(feed_forward_forward, FeedForwardForward)              \
     X(feed_forward_backward, FeedForwardBackward)            \
     /* losses */                                             \
-    X(linear_cross_entropy, LinearCrossEntropy)
+    X(linear_cross_entropy, LinearCrossEntropy)              \
+    /* a whole layer */                                      \
+    X(encoder_layer, EncoderLayer)
 
 // clang-format on
 

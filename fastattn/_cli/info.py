@@ -133,5 +133,15 @@ def example(op: str, dtype: torch.dtype, device: str) -> tuple[tuple, dict]:
         "rotary_embedding": (query, query, ones(8, 64), ones(8, 64)),
         "linear_cross_entropy": (rows, square, integers(*range(8), kind=torch.int64)),
         "info_nce": (rows, rows),
+        "encoder_layer": (
+            ones(1, 8, 64),
+            *(square, vector) * 4,
+            vector,
+            vector,
+            *(square, vector) * 2,
+            vector,
+            vector,
+            4,
+        ),
     }
     return positional[op], keywords.get(op, {})

@@ -22,6 +22,7 @@ OPS = (
     "rotary_embedding",
     "linear_cross_entropy",
     "info_nce",
+    "encoder_layer",
 )
 
 

@@ -4,6 +4,7 @@ from .additive_attention import additive_attention
 from .attention import attention
 from .attention_varlen import attention_varlen
 from .attention_with_kvcache import attention_with_kvcache
+from .encoder_layer import encoder_layer
 from .feed_forward import feed_forward
 from .info_nce import info_nce
 from .layer_norm import layer_norm
@@ -17,6 +18,7 @@ __all__ = [
     "attention",
     "attention_varlen",
     "attention_with_kvcache",
+    "encoder_layer",
     "feed_forward",
     "info_nce",
     "layer_norm",
