@@ -11,6 +11,7 @@ from torch import nn
 from transformers import AutoModel, AutoModelForSeq2SeqLM
 
 import fastattn.integrations.transformers  # noqa: F401  (registers "fastattn")
+from fastattn import ops
 from fastattn.accelerate import accelerate, restore
 from fastattn.integrations.transformers.attention import attention_forward
 from fastattn.integrations.transformers.packing import PackedSequences
@@ -545,17 +546,100 @@ def test_an_adapter_in_place_of_a_linear_layer_is_honoured(name, path, when):
     if when == "before":
         accelerate(model)
     inputs = batch("right")
-    assert_near(*(kept(name, run(name, each, inputs), inputs) for each in (model, eager)))
+    for recorded in (True, False):
+        with torch.set_grad_enabled(recorded):
+            assert_near(*(kept(name, run(name, each, inputs), inputs) for each in (model, eager)))
 
 
-@pytest.mark.parametrize("path", ["intermediate.dense", "output.dense", "output.LayerNorm", "output.dropout"])
-def test_a_hook_on_a_part_of_a_fused_module_is_called(path):
+_PARTS_OF_A_LAYER = ("attention", "attention.self", "attention.self.query")
+_PARTS_OF_A_LAYER += ("attention.output", "attention.output.dense", "attention.output.LayerNorm")
+_PARTS_OF_A_LAYER += (
+    "intermediate",
+    "intermediate.dense",
+    "output",
+    "output.dense",
+    "output.LayerNorm",
+    "output.dropout",
+)
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+@pytest.mark.parametrize("path", _PARTS_OF_A_LAYER)
+def test_a_hook_on_a_part_of_a_fused_module_is_called(path, recorded):
     model = make("bert")
     accelerate(model)
     seen = []
     model.get_submodule(f"encoder.layer.0.{path}").register_forward_hook(lambda *_: seen.append(path))
-    model(**batch("none"))
+    with torch.set_grad_enabled(recorded):
+        model(**batch("none"))
     assert seen == [path]
+
+
+@pytest.fixture
+def whole_layers(monkeypatch):
+    """How many layers have run as one op."""
+    calls = []
+    fused = ops.encoder_layer
+    monkeypatch.setattr(ops, "encoder_layer", lambda *args, **kwargs: (calls.append(1), fused(*args, **kwargs))[1])
+    return calls
+
+
+@pytest.mark.parametrize("padding", ["none", "right", "left"])
+@pytest.mark.parametrize("name", ["bert", "roberta"])
+def test_a_layer_is_one_op_at_inference(name, padding, whole_layers):
+    model, eager = pair(name, hidden_dropout_prob=0.1)
+    inputs = batch(padding)
+    with torch.no_grad():
+        assert_near(*(kept(name, run(name, each, inputs), inputs) for each in (model, eager)))
+    assert len(whole_layers) == model.config.num_hidden_layers
+    run(name, model, inputs)  # recorded
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        run(name, model, inputs)
+    with torch.no_grad():
+        run(name, model.train(), inputs)  # drops
+    assert len(whole_layers) == model.config.num_hidden_layers
+
+
+def test_a_causal_layer_is_no_encoder_layer(whole_layers):
+    model, eager = pair("bert", is_decoder=True)
+    inputs = batch("none")
+    with torch.no_grad():
+        assert_near(run("bert", model, inputs), run("bert", eager, inputs))
+    assert not whole_layers
+
+
+def test_a_layer_as_one_op_never_answers_with_old_weights(whole_layers):
+    model, eager = pair("bert")
+    inputs = batch("right")
+    other = {name: value + 0.1 * torch.randn_like(value) for name, value in make("bert").state_dict().items()}
+
+    def change(model, step):
+        generator = torch.Generator().manual_seed(step)
+        dense = model.encoder.layer[1].intermediate.dense
+        if step == 0:
+            model.load_state_dict(other)
+        elif step == 1:
+            dense.weight.data += torch.randn(dense.weight.shape, generator=generator)
+        elif step == 2:
+            dense.weight = nn.Parameter(torch.randn(dense.weight.shape, generator=generator))
+        elif step == 3:
+            model.encoder.layer[0].attention.self.key = nn.Linear(*dense.weight.shape[1:] * 2)
+            model.encoder.layer[0].attention.self.key.load_state_dict(
+                model.encoder.layer[1].attention.self.key.state_dict()
+            )
+        elif step == 4:
+            model.to(torch.bfloat16)
+
+    with torch.no_grad():
+        for step in range(5):
+            for each in (model, eager):
+                change(each, step)
+            given, expected = (kept("bert", run("bert", each, inputs), inputs) for each in (model, eager))
+            if step < 4:
+                assert_near(given, expected, f"after step {step}")
+            else:
+                torch.testing.assert_close(given.float(), expected.float(), rtol=0.1, atol=0.1)
+    assert len(whole_layers) == 5 * model.config.num_hidden_layers
 
 
 @pytest.mark.parametrize("heads", [2, 4])

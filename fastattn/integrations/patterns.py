@@ -151,18 +151,18 @@ class FeedForwardAddNorm(Pattern):
     """norm(x + dropout(w2(activation(w1(x))))), in the method `feed_forward_chunk`."""
 
     does = "feed-forward network as one op, then dropout, add and layer norm in one pass"
-    roles = ("w1", "activation", "w2", "dropout", "norm")
+    roles: ClassVar[tuple[str, ...]] = ("w1", "activation", "w2", "dropout", "norm")
 
     @classmethod
     def unsupported(cls, module: nn.Module) -> str | None:
         missing = super().unsupported(module)
         if missing is not None:
             return missing
-        w1, activation, w2, _, _ = cls.get_parts(module)
+        w1, activation, w2 = cls.get_parts(module)[:3]
         return _why_not_fused(w1, activation, None, w2, None)
 
     def feed_forward_chunk(self, attention_output: Tensor) -> Tensor:
-        w1, activation, w2, dropout, norm = self.get_parts(self)
+        w1, activation, w2, dropout, norm = self.get_parts(self)[:5]
         out = feed_forward(attention_output, w1, activation, None, w2)
         return add_norm(norm, out, attention_output, dropout)[0]
 

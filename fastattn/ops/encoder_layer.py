@@ -64,8 +64,8 @@ def encoder_layer(
 
     Source: Vaswani et al., 2017; post-norm as in Devlin et al., 2019 (BERT), norm_first as in Xiong et al., 2020.
     """
-    weights = (w_query, b_query, w_key, b_key, w_value, b_value, w_out, b_out, norm1_weight, norm1_bias)
-    weights += (w1, b1, w2, b2, norm2_weight, norm2_bias)
+    attention = (w_query, b_query, w_key, b_key, w_value, b_value, w_out, b_out)
+    weights: tuple = (*attention, norm1_weight, norm1_bias, w1, b1, w2, b2, norm2_weight, norm2_bias)
     if _autocast.active(x):
         x, *converted = _autocast.cast(x, *weights)
         weights = tuple(converted)
@@ -95,8 +95,8 @@ def encoder_layer(
     return forward(*args, dispatch.choose("encoder_layer", args))
 
 
-_NAMES = ("w_query", "b_query", "w_key", "b_key", "w_value", "b_value", "w_out", "b_out")
-_NAMES += ("norm1_weight", "norm1_bias", "w1", "b1", "w2", "b2", "norm2_weight", "norm2_bias")
+_ATTENTION = ("w_query", "b_query", "w_key", "b_key", "w_value", "b_value", "w_out", "b_out")
+_NAMES = (*_ATTENTION, "norm1_weight", "norm1_bias", "w1", "b1", "w2", "b2", "norm2_weight", "norm2_bias")
 
 
 def _check_layer(x: Tensor, weights: tuple, heads: int, cu_seqlens: Tensor | None, max_seqlen: int | None) -> None:

@@ -13,6 +13,7 @@ from transformers.pytorch_utils import Conv1D
 from fastattn.nn.feed_forward import ACTIVATION_MODULES, LINEAR_MODULES
 
 from .. import patterns, swap
+from .encoder_layer import EncoderLayer
 from .packing import PackedEncoder
 
 
@@ -75,12 +76,17 @@ def _like_bert(family: str, prefix: str) -> None:
     _row(
         family,
         f"{prefix}Layer",
-        patterns.FeedForwardAddNorm,
+        EncoderLayer,
         w1="intermediate.dense",
         activation="intermediate.intermediate_act_fn",
         w2="output.dense",
         dropout="output.dropout",
         norm="output.LayerNorm",
+        attention="attention",
+        self_attention="attention.self",
+        attention_output="attention.output",
+        intermediate="intermediate",
+        output="output",
     )
 
 
