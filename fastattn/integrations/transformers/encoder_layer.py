@@ -37,7 +37,8 @@ class EncoderLayer(FeedForwardAddNorm):
         return [part for part in cls.get_parts(module)[:5] if isinstance(part, nn.Module)]
 
     def forward(self, hidden_states: Tensor, attention_mask: Any = None, *args: Any, **kwargs: Any) -> Tensor:
-        if not torch.is_grad_enabled() and not any(given is not None for given in args) and not any(kwargs.values()):
+        others = (*args, *kwargs.values())
+        if not torch.is_grad_enabled() and all(given is None or given is False for given in others):
             layer = self._as_one_op(hidden_states, attention_mask)
             if layer is not None:
                 return layer
