@@ -10,7 +10,15 @@ from rich.table import Table
 from .harness import BACKEND, OURS, Result
 from .machine import describe
 
-COLOURS = {OURS: "#d95f30", "sdpa": "#5f8dd3", "eager": "#9aa0a6", "torch.compile": "#6bab6e", "onednn": "#9a6fb0"}
+COLOURS = {
+    OURS: "#d95f30",
+    "sdpa": "#5f8dd3",
+    "eager": "#9aa0a6",
+    "torch.compile": "#6bab6e",
+    "onednn": "#9a6fb0",
+    "openvino": "#c9a227",
+    "onnxruntime": "#4aa3a2",
+}
 
 
 def by_op(results: list[Result]) -> dict[str, list[Result]]:

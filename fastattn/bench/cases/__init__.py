@@ -14,6 +14,7 @@ from . import (
     layer_norm,
     linear,
     linear_cross_entropy,
+    minilm,
     overhead,
     rms_norm,
     rotary_embedding,
@@ -34,6 +35,7 @@ CASES: dict[str, Callable[[bool], list[Case]]] = {
         linear_cross_entropy,
         info_nce,
         encoder_layer,
+        minilm,
         overhead,
     )
 }
