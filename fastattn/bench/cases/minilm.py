@@ -77,8 +77,9 @@ def _load(attention: str, dtype: torch.dtype) -> nn.Module:
 
 @functools.cache
 def _engine(make: Callable, *settings) -> Callable[..., Tensor]:
-    ids = torch.ones(2, 8, dtype=torch.int64)
-    return make(_load("sdpa", FLOAT), (ids, ids), *settings)
+    ids, mask = torch.randint(1000, 20000, (2, 8)), torch.ones(2, 8, dtype=torch.int64)
+    mask[0, 5:] = 0  # a mask that masks, so that no converter takes it for nothing
+    return make(_load("sdpa", FLOAT), (ids, mask), *settings)
 
 
 def _build(case: Case) -> Problem:
