@@ -6,7 +6,7 @@
 //     attention(x) = w_out softmax(scale * (w_query x) . (w_key x)^T) (w_value x), head by head
 //
 // Tile: a chunk of whole sequences of about kChunkRows rows goes through all of the layer, so that what one part writes the
-// next one reads from the second-level cache, and each weight is read as it lies (product.h). Both additions are in the
+// next one reads from a cache; up to 256 rows read each weight as it lies (product.h). Both additions are in the
 // epilogues of the products before them, unrounded.
 //
 // Work: 2 rows (4 width^2 + 2 width hidden) flops and attention's. Must move x, out and the weights once.

@@ -7,11 +7,11 @@ call, from the modules as they are then: one that changes, or is replaced, hooke
 import itertools
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from fastattn import ops
-from fastattn.nn import LayerNorm, _modules
+from fastattn.nn import _modules
+from fastattn.nn._encoder_layer import may_run, plain_norm
 from fastattn.nn.feed_forward import activation_name, weights
 
 from ..patterns import FeedForwardAddNorm
@@ -37,8 +37,7 @@ class EncoderLayer(FeedForwardAddNorm):
         return [part for part in cls.get_parts(module)[:5] if isinstance(part, nn.Module)]
 
     def forward(self, hidden_states: Tensor, attention_mask: Any = None, *args: Any, **kwargs: Any) -> Tensor:
-        others = (*args, *kwargs.values())
-        if not torch.is_grad_enabled() and all(given is None or given is False for given in others):
+        if all(given is None or given is False for given in (*args, *kwargs.values())):
             layer = self._as_one_op(hidden_states, attention_mask)
             if layer is not None:
                 return layer
@@ -57,22 +56,19 @@ class EncoderLayer(FeedForwardAddNorm):
     def _as_one_op(self, x: Tensor, mask: Any) -> Tensor | None:
         """The layer's output; None where a part of it does more than the op knows of, or is watched."""
         packed = isinstance(mask, PackedSequences)
-        if not (mask is None or packed) or torch._C._is_any_autocast_enabled():
-            return None
         w1, activation, w2, dropout, norm2, *containers = self.get_parts(self)
         _, attention, output, _, _ = containers
+        if not (mask is None or packed) or not may_run(attention.dropout, output.dropout, dropout):
+            return None
         if attention.config._attn_implementation != NAME or attention.is_causal or wanted_outputs() & {"attentions"}:
             return None
         if any(map(_modules.hooked, containers)) or not _of_one_model(self.original, containers):
             return None
         linears = (attention.query, attention.key, attention.value, output.dense, w1, w2)
         read: Any = [weights(linear) for linear in linears]
-        first_norm, last_norm = _norm(output.LayerNorm), _norm(norm2)
-        dropouts = (attention.dropout, output.dropout, dropout)
+        first_norm, last_norm = plain_norm(output.LayerNorm), plain_norm(norm2)
         name = activation_name(activation)
         if None in read or first_norm is None or last_norm is None or name is None:
-            return None
-        if any(_modules.dropout_p(each) != 0.0 for each in dropouts):
             return None
         *projections, first, last = read
         fused: Any = ops.encoder_layer  # mypy counts no arguments behind stars
@@ -91,14 +87,6 @@ class EncoderLayer(FeedForwardAddNorm):
             cu_seqlens=mask.cu_seqlens if packed else None,
             max_seqlen=mask.max_seqlen if packed else None,
         )
-
-
-def _norm(norm: Any) -> tuple[Tensor | None, Tensor | None, float] | None:
-    """(weight, bias, eps) of a layer norm that is no more than these."""
-    plain = type(norm) is nn.LayerNorm or (isinstance(norm, LayerNorm) and type(norm).forward is LayerNorm.forward)
-    if not plain or _modules.hooked(norm) or getattr(norm, "dropout", None) or len(norm.normalized_shape) != 1:
-        return None
-    return norm.weight, norm.bias, norm.eps
 
 
 def _of_one_model(layer: type, parts: list[nn.Module]) -> bool:
