@@ -138,6 +138,18 @@ struct LinearCrossEntropy {
     float label_smoothing, z_loss, softcap;  // softcap 0: none
 };
 
+// ---- InfoNCE --------------------------------------------------------------------------------------------------------
+
+// loss = cross entropy of query . [positive; negatives]^T / temperature with the targets 0, 1, …, and, symmetric, its mean
+// with that of positive . query^T / temperature; and the gradients asked for in the same call. query, positive and their
+// gradients are (n, dim), negatives and theirs (m, dim), of one dtype with unit stride along dim; n and dim are not 0.
+// temperature, grad_loss, loss and grad_temperature are float32 of one element.
+struct InfoNce {
+    bool symmetric;
+    Tensor query, positive, negatives, temperature, grad_loss;  // negatives and grad_loss (1) may be absent
+    Tensor loss, grad_query, grad_positive, grad_negatives, grad_temperature;  // all but loss may be absent
+};
+
 // clang-format off
 // X(function, arguments)
 #define FASTATTN_KERNELS(X)                                  \
@@ -156,7 +168,8 @@ struct LinearCrossEntropy {
     X(feed_forward_forward, FeedForwardForward)              \
     X(feed_forward_backward, FeedForwardBackward)            \
     /* losses */                                             \
-    X(linear_cross_entropy, LinearCrossEntropy)
+    X(linear_cross_entropy, LinearCrossEntropy)              \
+    X(info_nce, InfoNce)
 
 // clang-format on
 
