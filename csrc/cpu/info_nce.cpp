@@ -126,14 +126,15 @@ class Contrast {
         const double inverse = 1.0 / static_cast<double>(temperature_);
         const float high = static_cast<float>(inverse);
         const double rest = inverse - static_cast<double>(high);
-        const float low = rest - rest == 0.0 ? static_cast<float>(rest) : 0.0f;
+        const float low = static_cast<float>(rest);
         const int64_t queries = count(first), padded = round_up(queries, kLanes);
         gemm(number, queries, dim_, matrix_of<T>(candidates), matrix_of<T>(args_.query).from(first, 0).transposed(),
              [&](int64_t c, int64_t query, int64_t n, const float* sums) {
                  float* to = scores(place + c) + query;
                  each_vector(0, n, [&](int64_t i, int, auto lanes) FASTATTN_BODY {
-                     const Vec sum = load(sums + i);
-                     store(to + i, multiply_add(sum, splat(low), sum * splat(high)), lanes);
+                     const Vec sum = load(sums + i), near = sum * splat(high);
+                     const Vec score = multiply_add(sum, splat(low), near);
+                     store(to + i, select(abs(near) < splat(kInfinity), score, near), lanes);
                  });
                  // Whole vectors are read: those of no query take no part.
                  for (int64_t r = queries; query + n == queries && r < padded; ++r) scores(place + c)[r] = -kInfinity;
