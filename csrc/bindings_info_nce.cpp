@@ -4,13 +4,9 @@
 namespace fastattn {
 namespace {
 
-void check_one(const Tensor& tensor, const char* name) {
-    check_dtype(tensor, name, {DType::kFloat32});
-    check_shape(tensor, name, {1});
-}
-
-void check_one_or_absent(const Tensor& tensor, const char* name) {
-    if (tensor.present()) check_one(tensor, name);
+void check_one(const Tensor& tensor, const char* name, DType dtype) {
+    check_dtype(tensor, name, {dtype});
+    if (tensor.numel() != 1) value_error(std::string(name) + " must have one element, got a " + shape_text(tensor));
 }
 
 void info_nce(Tensor query, Tensor positive, Tensor negatives, Tensor temperature, Tensor grad_loss, Tensor loss,
@@ -29,17 +25,17 @@ void info_nce(Tensor query, Tensor positive, Tensor negatives, Tensor temperatur
         extra = negatives.size[0];
         args.negatives = row_matrix_like(negatives, "negatives", query, extra, dim);
     }
-    check_one(temperature, "temperature");
-    args.temperature = temperature;
-    check_one_or_absent(grad_loss, "grad_loss");
-    args.grad_loss = grad_loss;
-    check_one(loss, "loss");
+    check_one(temperature, "temperature", DType::kFloat64);
+    args.temperature = static_cast<float>(*temperature.as<const double>());
+    if (grad_loss.present()) check_one(grad_loss, "grad_loss", DType::kFloat32);
+    args.grad_loss = grad_loss.present() ? *grad_loss.as<const float>() : 1.0f;
+    check_one(loss, "loss", DType::kFloat32);
     args.loss = loss;
     args.grad_query = written_rows_or_absent(grad_query, "grad_query", query, queries, dim);
     args.grad_positive = written_rows_or_absent(grad_positive, "grad_positive", query, queries, dim);
     if (grad_negatives.present() && !negatives.present()) value_error("grad_negatives needs negatives");
     args.grad_negatives = written_rows_or_absent(grad_negatives, "grad_negatives", query, extra, dim);
-    check_one_or_absent(grad_temperature, "grad_temperature");
+    if (grad_temperature.present()) check_one(grad_temperature, "grad_temperature", DType::kFloat32);
     args.grad_temperature = grad_temperature;
     run(&Kernels::info_nce, args);
 }

@@ -29,7 +29,8 @@
 namespace fastattn::FASTATTN_ISA {
 namespace {
 
-constexpr int64_t kScores = int64_t{1} << 20;  // at a time
+constexpr int64_t kScores = int64_t{1} << 20;  // at a time; symmetric, all of them if there are kAllScores at most
+constexpr int64_t kAllScores = int64_t{4} << 20;
 constexpr int64_t kFewestQueries = 256, kMostQueries = 1024;
 constexpr int64_t kBlock = 64;       // candidates
 constexpr int64_t kTogether = 4;     // vectors of queries whose sums stay in registers
@@ -44,17 +45,15 @@ class Contrast {
           extra_(args.negatives.present() ? args.negatives.size[0] : 0),
           candidates_(queries_ + extra_),
           dim_(args.query.size[1]),
-          at_once_(chunk_size(queries_, candidates_)),
+          wanted_(args.grad_query.present() || args.grad_positive.present() || args.grad_negatives.present() ||
+                  args.grad_temperature.present()),
+          at_once_(chunk_size()),
           // An odd number of cache lines: rows of scores lie in different sets.
           stride_((ceil_div(at_once_, 16) | 1) * 16),
           blocks_(ceil_div(candidates_, kBlock)),
           parallel_(candidates_ * at_once_ > kAlone),
-          wanted_(args.grad_query.present() || args.grad_positive.present() || args.grad_negatives.present() ||
-                  args.grad_temperature.present()),
-          temperature_(*args.temperature.as<const float>()),
           // What a score or exponential counts for in the loss' gradient.
-          share_((args.grad_loss.present() ? *args.grad_loss.as<const float>() : 1.0) /
-                 static_cast<double>(queries_ * (args.symmetric ? 2 : 1))),
+          share_(args.grad_loss / static_cast<double>(queries_ * (args.symmetric ? 2 : 1))),
           scores_(candidates_ * stride_),
           partial_(blocks_ * 2 * stride_),
           query_terms_(3 * (queries_ + stride_)),
@@ -91,9 +90,10 @@ class Contrast {
     // Sums of gradients over several products are made in float32: in the gradient itself, or else in scratch.
     static constexpr bool kSummedApart = !std::is_same_v<T, float>;
 
-    static int64_t chunk_size(int64_t queries, int64_t candidates) {
-        const int64_t most = smaller(kMostQueries, larger(kFewestQueries, kScores / candidates));
-        return smaller(queries, round_up(ceil_div(queries, ceil_div(queries, most)), kLanes));
+    int64_t chunk_size() const {
+        if (args_.symmetric && wanted_ && queries_ * candidates_ <= kAllScores) return queries_;
+        const int64_t most = smaller(kMostQueries, larger(kFewestQueries, kScores / candidates_));
+        return smaller(queries_, round_up(ceil_div(queries_, ceil_div(queries_, most)), kLanes));
     }
 
     // Of each query, or positive: the greatest score; the sum of exp(s - top); and share / (temperature * sum).
@@ -123,7 +123,7 @@ class Contrast {
 
     void find_scores_of(const Tensor& candidates, int64_t number, int64_t place, int64_t first) const {
         // A quotient to within a unit in the last place, without division: the inverse in two parts.
-        const double inverse = 1.0 / static_cast<double>(temperature_);
+        const double inverse = 1.0 / static_cast<double>(args_.temperature);
         const float high = static_cast<float>(inverse);
         const double rest = inverse - static_cast<double>(high);
         const float low = static_cast<float>(rest);
@@ -163,7 +163,7 @@ class Contrast {
             }
             store(query_top() + first + r, top);
             store(query_sum() + first + r, sum);
-            store(query_factor() + first + r, splat(static_cast<float>(share_ / temperature_)) / sum);
+            store(query_factor() + first + r, splat(static_cast<float>(share_ / args_.temperature)) / sum);
         });
     }
 
@@ -206,7 +206,7 @@ class Contrast {
         double loss = sum_of_losses(query_top(), query_sum());
         if (!args_.symmetric) return loss / static_cast<double>(queries_);
         for (int64_t c = 0; c < queries_; ++c) {
-            candidate_factor()[c] = static_cast<float>(share_ / temperature_ / candidate_sum()[c]);
+            candidate_factor()[c] = static_cast<float>(share_ / args_.temperature / candidate_sum()[c]);
         }
         loss += sum_of_losses(candidate_top(), candidate_sum());
         return loss / static_cast<double>(2 * queries_);
@@ -274,7 +274,7 @@ class Contrast {
         });
         double slope = reduce_add((slopes[0] + slopes[1]) + (slopes[2] + slopes[3]));
         if (with_own) {
-            const double share = share_ * (kBoth ? 2.0 : 1.0) / temperature_;
+            const double share = share_ * (kBoth ? 2.0 : 1.0) / args_.temperature;
             Vec lane = weight(splat(own), c);  // of query c, in lane 0
             from_float(lane[0] - static_cast<float>(share), to[c - first]);
             slope -= share * own;
@@ -308,10 +308,10 @@ class Contrast {
 
     const InfoNce& args_;
     const int64_t queries_, extra_, candidates_, dim_;
+    const bool wanted_;
     const int64_t at_once_, stride_;  // queries of a chunk; floats from one candidate's scores to the next
     const int64_t blocks_;
-    const bool parallel_, wanted_;
-    const float temperature_;
+    const bool parallel_;
     const double share_;
     const Scratch<float> scores_, partial_, query_terms_, candidate_terms_, own_;
     const Scratch<double> slope_sums_;

@@ -143,10 +143,11 @@ struct LinearCrossEntropy {
 // loss = cross entropy of query . [positive; negatives]^T / temperature with the targets 0, 1, …, and, symmetric, its mean
 // with that of positive . query^T / temperature; and the gradients asked for in the same call. query, positive and their
 // gradients are (n, dim), negatives and theirs (m, dim), of one dtype with unit stride along dim; n and dim are not 0.
-// temperature, grad_loss, loss and grad_temperature are float32 of one element.
+// loss and grad_temperature are float32 of one element.
 struct InfoNce {
     bool symmetric;
-    Tensor query, positive, negatives, temperature, grad_loss;  // negatives and grad_loss (1) may be absent
+    float temperature, grad_loss;       // grad_loss: what the loss counts for, in the gradients
+    Tensor query, positive, negatives;  // negatives may be absent
     Tensor loss, grad_query, grad_positive, grad_negatives, grad_temperature;  // all but loss may be absent
 };
 

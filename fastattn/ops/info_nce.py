@@ -64,7 +64,7 @@ def info_nce(
         _checks.number("temperature", temperature)
         if not temperature > 0.0:
             raise ValueError(f"temperature is {temperature}; expected a positive number")
-        divisor = torch.tensor(float(temperature), dtype=torch.float64, device=query.device)
+        divisor = torch.full((), float(temperature), dtype=torch.float64, device=query.device)
     recorded = _library.needs_grad(query, positive, negatives, divisor)
     needs = [recorded and x is not None and x.requires_grad for x in (query, positive, negatives, divisor)]
     args = (query, positive, negatives, divisor, bool(symmetric), needs)

@@ -36,7 +36,10 @@ def forward(
     """
     loss = query.new_empty((), dtype=torch.float32)
     found = [need and query.dtype != torch.float16 for need in needs]
-    return loss, *_run(query, positive, negatives, temperature, None, loss, symmetric, found)
+    of_query, of_positive, of_negatives, of_temperature = _run(
+        query, positive, negatives, temperature, None, loss, symmetric, found
+    )
+    return loss, of_query, of_positive, of_negatives, of_temperature
 
 
 def backward(
@@ -59,8 +62,8 @@ def backward(
     else:
         loss = torch.empty_like(grad_loss)
         grads = _run(query, positive, negatives, temperature, grad_loss, loss, symmetric, needs)
-    *of_rows, of_temperature = grads
-    return *of_rows, of_temperature.to(temperature.dtype) if needs[3] else query.new_empty(0)
+    of_query, of_positive, of_negatives, of_temperature = grads
+    return of_query, of_positive, of_negatives, of_temperature.to(temperature.dtype if needs[3] else query.dtype)
 
 
 def _run(query, positive, negatives, temperature, grad_loss, loss, symmetric, needs) -> list[Tensor]:
@@ -73,11 +76,12 @@ def _run(query, positive, negatives, temperature, grad_loss, loss, symmetric, ne
         rows(query),
         rows(positive),
         None if negatives is None else rows(negatives),
-        temperature.float().reshape(1),
-        None if grad_loss is None else grad_loss.reshape(1),
-        loss.view(1),
+        # (Kernels take no tensor of more than 8 dimensions.)
+        (temperature.reshape(()) if temperature.ndim else temperature).double(),
+        grad_loss,
+        loss,
         *written,
-        None if of_temperature is None else of_temperature.view(1),
+        None if of_temperature is None else of_temperature.view(()),
         symmetric,
     )
     for grad, rows_of_grad in zip(grads, written, strict=True):
