@@ -1,4 +1,4 @@
-// The contrastive loss InfoNCE and its gradients; the (queries, candidates) scores never exist as a whole.
+// The contrastive loss InfoNCE and its gradients; of many (queries, candidates) scores few exist at a time.
 //
 //     s     = query . [positive; negatives]^T / temperature        i: a query, c: a candidate, c = i its positive
 //     loss  = mean over i of lse_i - s_ii                          lse_i = log of the sum over c of exp(s_ic)
@@ -14,7 +14,7 @@
 //                   +------------------+       carried on from one chunk of queries to the next. u takes s's place.
 //
 // One-sided, a chunk is finished at once. Symmetric, its gradients wait for all chunks, and the scores are computed
-// again, but for those of the last chunk, which is taken first.
+// again, but for those of the last chunk, which is taken first. So there is one chunk alone, if its scores fit.
 //
 // Work, for p = queries candidates dim: 2 p flops without gradients, 6 p with, 8 p symmetric in several chunks; one or two
 // exponentials a score (symmetric), twice that with gradients. Must move queries and candidates once, their gradients once;
@@ -32,6 +32,7 @@ namespace {
 constexpr int64_t kScores = int64_t{1} << 20;  // at a time; symmetric, all of them if there are kAllScores at most
 constexpr int64_t kAllScores = int64_t{4} << 20;
 constexpr int64_t kFewestQueries = 256, kMostQueries = 1024;
+constexpr int64_t kFewQueries = 4;   // whose scores are made by dot products
 constexpr int64_t kBlock = 64;       // candidates
 constexpr int64_t kTogether = 4;     // vectors of queries whose sums stay in registers
 constexpr int64_t kAlone = 1 << 14;  // scores that are not worth waking threads for
@@ -127,17 +128,36 @@ class Contrast {
         const float high = static_cast<float>(inverse);
         const double rest = inverse - static_cast<double>(high);
         const float low = static_cast<float>(rest);
+        auto divided = [&](Vec sum) FASTATTN_BODY {
+            const Vec near = sum * splat(high), quotient = multiply_add(sum, splat(low), near);
+            return select(abs(near) < splat(kInfinity), quotient, near);
+        };
         const int64_t queries = count(first), padded = round_up(queries, kLanes);
-        gemm(number, queries, dim_, matrix_of<T>(candidates), matrix_of<T>(args_.query).from(first, 0).transposed(),
-             [&](int64_t c, int64_t query, int64_t n, const float* sums) {
-                 float* to = scores(place + c) + query;
-                 each_vector(0, n, [&](int64_t i, int, auto lanes) FASTATTN_BODY {
-                     const Vec sum = load(sums + i), near = sum * splat(high);
-                     const Vec score = multiply_add(sum, splat(low), near);
-                     store(to + i, select(abs(near) < splat(kInfinity), score, near), lanes);
+        // Whole vectors are read: those of no query take no part.
+        auto fill_up = [&](int64_t c) {
+            for (int64_t r = queries; r < padded; ++r) scores(place + c)[r] = -kInfinity;
+        };
+        const Matrix<T> query = matrix_of<T>(args_.query).from(first, 0), candidate = matrix_of<T>(candidates);
+        if (queries <= kFewQueries) {
+            gemm(queries, number, dim_, query, candidate.transposed(),
+                 [&](int64_t r, int64_t c, int64_t n, const float* sums) {
+                     for (int64_t i = 0; i < n; i += kLanes) {
+                         const Vec score = divided(load(sums + i));
+                         for (int64_t j = 0; j < smaller(kLanes, n - i); ++j) {
+                             scores(place + c + i + j)[r] = score[j];
+                             if (r == 0) fill_up(c + i + j);
+                         }
+                     }
                  });
-                 // Whole vectors are read: those of no query take no part.
-                 for (int64_t r = queries; query + n == queries && r < padded; ++r) scores(place + c)[r] = -kInfinity;
+            return;
+        }
+        gemm(number, queries, dim_, candidate, query.transposed(),
+             [&](int64_t c, int64_t r, int64_t n, const float* sums) {
+                 float* to = scores(place + c) + r;
+                 each_vector(0, n, [&](int64_t i, int, auto lanes) FASTATTN_BODY {
+                     store(to + i, divided(load(sums + i)), lanes);
+                 });
+                 if (r + n == queries) fill_up(c);
              });
     }
 
