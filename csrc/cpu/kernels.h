@@ -138,6 +138,19 @@ struct LinearCrossEntropy {
     float label_smoothing, z_loss, softcap;  // softcap 0: none
 };
 
+// ---- InfoNCE --------------------------------------------------------------------------------------------------------
+
+// loss = cross entropy of query . [positive; negatives]^T / temperature with the targets 0, 1, …, and, symmetric, its mean
+// with that of positive . query^T / temperature; and the gradients asked for in the same call. query, positive and their
+// gradients are (n, dim), negatives and theirs (m, dim), of one dtype with unit stride along dim; n and dim are not 0.
+// loss and grad_temperature are float32 of one element.
+struct InfoNce {
+    bool symmetric;
+    float temperature, grad_loss;       // grad_loss: what the loss counts for, in the gradients
+    Tensor query, positive, negatives;  // negatives may be absent
+    Tensor loss, grad_query, grad_positive, grad_negatives, grad_temperature;  // all but loss may be absent
+};
+
 // ---- A whole encoder layer ------------------------------------------------------------------------------------------
 
 // One layer of an encoder (csrc/cpu/encoder_layer.cpp). x and out are contiguous (batch * seq, width) matrices, or packed
@@ -175,6 +188,7 @@ struct EncoderLayer {
     X(feed_forward_backward, FeedForwardBackward)            \
     /* losses */                                             \
     X(linear_cross_entropy, LinearCrossEntropy)              \
+    X(info_nce, InfoNce)                                     \
     /* a whole layer */                                      \
     X(encoder_layer, EncoderLayer)
 

@@ -4,7 +4,10 @@ import torch
 from torch import Tensor
 
 from .. import dispatch
+from ..backends import BACKENDS
 from . import _autocast, _checks, _library
+
+_eager = BACKENDS["eager"]["info_nce"].forward
 
 
 def info_nce(
@@ -24,7 +27,8 @@ def info_nce(
         symmetric: average with the loss of each positive picking its query (CLIP).
 
     Returns:
-        A scalar, float32 (float64 for float64).
+        A scalar, float32 (float64 for float64). Where gradients are recorded, a kernel finds them along with the loss: the
+        scores never exist as a whole.
 
     Raises:
         TypeError: wrong or mixed dtypes.
@@ -60,13 +64,66 @@ def info_nce(
         _checks.number("temperature", temperature)
         if not temperature > 0.0:
             raise ValueError(f"temperature is {temperature}; expected a positive number")
-        divisor = torch.tensor(float(temperature), dtype=torch.float64, device=query.device)
-    args = (query, positive, negatives, divisor, bool(symmetric))
-    dispatch.choose("info_nce", args)
-    return _forward(*args)
+        divisor = torch.full((), float(temperature), dtype=torch.float64, device=query.device)
+    recorded = _library.needs_grad(query, positive, negatives, divisor)
+    needs = [recorded and x is not None and x.requires_grad for x in (query, positive, negatives, divisor)]
+    args = (query, positive, negatives, divisor, bool(symmetric), needs)
+    backend = dispatch.choose("info_nce", args)
+    if backend == "eager":
+        return _eager(*args)[0]
+    if recorded:
+        return _library.record(_InfoNce, *args, backend)[0]
+    return _forward(*args, backend)[0]
 
 
-_forward = _library.define_composite(
-    "info_nce",
-    "(Tensor query, Tensor positive, Tensor? negatives, Tensor temperature, bool symmetric) -> Tensor",
+def _fake_forward(query, positive, negatives, temperature, symmetric, needs, backend):
+    found = [need and query.dtype != torch.float16 for need in needs]
+    grads = _fake_gradients(query, positive, negatives, temperature, found, torch.float32)
+    return query.new_empty((), dtype=torch.float32), *grads
+
+
+def _fake_gradients(query, positive, negatives, temperature, needs, temperature_dtype):
+    *of_rows, of_temperature = needs
+    rows = zip((query, positive, negatives), of_rows, strict=True)
+    grads = [torch.empty_like(x) if need else query.new_empty(0) for x, need in rows]
+    return *grads, torch.empty_like(temperature, dtype=temperature_dtype) if of_temperature else query.new_empty(0)
+
+
+def _fake_backward(grad_loss, query, positive, negatives, temperature, *found_and_settings):
+    *_, needs, _ = found_and_settings
+    return _fake_gradients(query, positive, negatives, temperature, needs, temperature.dtype)
+
+
+_TENSORS = "Tensor query, Tensor positive, Tensor? negatives, Tensor temperature"
+_FOUND = "Tensor found_query, Tensor found_positive, Tensor found_negatives, Tensor found_temperature"
+_forward = _library.define(
+    "info_nce", f"({_TENSORS}, bool symmetric, bool[] needs) -> (Tensor loss, {_FOUND})", _fake_forward
 )
+_backward = _library.define(
+    "info_nce",
+    f"(Tensor grad_loss, {_TENSORS}, {_FOUND}, bool symmetric, bool[] needs) "
+    "-> (Tensor grad_query, Tensor grad_positive, Tensor grad_negatives, Tensor grad_temperature)",
+    _fake_backward,
+    "backward",
+)
+
+
+@_library.differentiable(_forward)
+class _InfoNce(torch.autograd.Function):
+    @staticmethod
+    def forward(*args):
+        return _forward(*args)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        *tensors, symmetric, needs, backend = inputs
+        _, *grads = output
+        ctx.mark_non_differentiable(*grads)
+        ctx.save_for_backward(*tensors, *grads)
+        ctx.settings = symmetric, needs, backend
+
+    @staticmethod
+    def backward(ctx, grad_loss, *_):
+        grads = _library.run_backward(_backward, grad_loss, *ctx.saved_tensors, *ctx.settings)
+        _, needs, _ = ctx.settings
+        return *(grad if need else None for grad, need in zip(grads, needs, strict=True)), None, None, None

@@ -11,8 +11,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def forward(query: Tensor, positive: Tensor, negatives: Tensor | None, temperature: Tensor, symmetric: bool) -> Tensor:
-    """query (n, dim), positive (n, dim), negatives (m, dim), temperature one element; a float32 (float64) scalar."""
+def forward(
+    query: Tensor,
+    positive: Tensor,
+    negatives: Tensor | None,
+    temperature: Tensor,
+    symmetric: bool,
+    needs: list[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """query (n, dim), positive (n, dim), negatives (m, dim), temperature one element; the loss a float32 (float64) scalar."""
     accumulate = torch.float64 if query.dtype == torch.float64 else torch.float32
     target = torch.arange(query.shape[0], device=query.device)
     candidates = positive if negatives is None else torch.cat((positive, negatives))
@@ -20,4 +27,5 @@ def forward(query: Tensor, positive: Tensor, negatives: Tensor | None, temperatu
     loss = F.cross_entropy(logits, target)
     if symmetric:
         loss = (loss + F.cross_entropy(logits[:, : query.shape[0]].mT, target)) / 2
-    return loss
+    none = query.new_empty(0)
+    return loss, none, none, none, none
