@@ -14,6 +14,7 @@
 //     multiply_add(a, b, c)          a * b + c, rounded once where the machine can
 //     reduce_add(v), reduce_max(v)   in the order of a tree: lane i with lane i + kLanes / 2, and so on
 //     transpose(rows)                kLanes vectors as a square
+//     sums_of(rows)                  lane i: the sum of the lanes of rows[i]; leaves no meaning in rows
 //
 // Narrowing rounds to nearest, ties to even; NaN stays NaN. Intrinsics stand only where compilers do poorly. An
 // emulated instruction set has 16 lanes and AVX2's instructions: it takes the same paths as AVX-512, without its
@@ -357,6 +358,46 @@ FASTATTN_INLINE void transpose(Vec (&rows)[kLanes]) {
         for (int j = 0; j < kLanes; ++j) to[j][i] = from[i][j];
     }
     memcpy(rows, to, sizeof to);
+#endif
+}
+
+FASTATTN_INLINE Vec sums_of(Vec (&rows)[kLanes]) {
+#if FASTATTN_AVX2
+    for (int i = 0; i < 4; ++i) {
+        const __m256 a = __m256(rows[2 * i]), b = __m256(rows[2 * i + 1]);
+        rows[i] = Vec(_mm256_unpacklo_ps(a, b)) + Vec(_mm256_unpackhi_ps(a, b));
+    }
+    for (int i = 0; i < 2; ++i) {
+        const __m256 a = __m256(rows[2 * i]), b = __m256(rows[2 * i + 1]);
+        rows[i] = Vec(_mm256_shuffle_ps(a, b, 0x44)) + Vec(_mm256_shuffle_ps(a, b, 0xee));
+    }
+    const __m256 a = __m256(rows[0]), b = __m256(rows[1]);
+    return Vec(_mm256_permute2f128_ps(a, b, 0x20)) + Vec(_mm256_permute2f128_ps(a, b, 0x31));
+#elif FASTATTN_AVX512
+#    pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) {
+        const __m512 a = __m512(rows[2 * i]), b = __m512(rows[2 * i + 1]);
+        rows[i] = Vec(_mm512_unpacklo_ps(a, b)) + Vec(_mm512_unpackhi_ps(a, b));
+    }
+#    pragma GCC unroll 8
+    for (int i = 0; i < 4; ++i) {
+        const __m512 a = __m512(rows[2 * i]), b = __m512(rows[2 * i + 1]);
+        rows[i] = Vec(_mm512_shuffle_ps(a, b, 0x44)) + Vec(_mm512_shuffle_ps(a, b, 0xee));
+    }
+    // rows[i] is four 128-bit parts, each with a share of the sums of rows 4 i … 4 i + 3.
+#    pragma GCC unroll 8
+    for (int i = 0; i < 2; ++i) {
+        const __m512 a = __m512(rows[2 * i]), b = __m512(rows[2 * i + 1]);
+        rows[i] = Vec(_mm512_shuffle_f32x4(a, b, 0x88)) + Vec(_mm512_shuffle_f32x4(a, b, 0xdd));
+    }
+    const __m512 a = __m512(rows[0]), b = __m512(rows[1]);
+    return Vec(_mm512_shuffle_f32x4(a, b, 0x88)) + Vec(_mm512_shuffle_f32x4(a, b, 0xdd));
+#else
+    transpose(rows);
+    for (int half = kLanes / 2; half > 0; half /= 2) {
+        for (int i = 0; i < half; ++i) rows[i] += rows[i + half];
+    }
+    return rows[0];
 #endif
 }
 
