@@ -6,7 +6,7 @@
 //
 //               part 0  part 1  part 2    A task is one part of the keys of a (batch, kv head), for all queries of all
 //             +-------+-------+-------+   heads that share them: keys and values come from memory once, as they lie.
-//     queries |  o_0  |  o_1  |  o_2  |   A part has a fixed length, so that no result depends on the number of threads.
+//     queries |  o_0  |  o_1  |  o_2  |   Its length follows from the shape, so that no result depends on the number of threads.
 //    (rows)   +-------+-------+-------+
 //
 //     a part's keys, in streams of `stretch`:   | 0 4 8 …   | 1 5 9 …   | 2 6 10 …   | 3 7 11 …   | the last three
@@ -32,7 +32,9 @@
 namespace fastattn::FASTATTN_ISA {
 namespace {
 
-constexpr int64_t kPart = 256;  // keys
+constexpr int64_t kMostPart = 1024, kLeastPart = 256;  // keys: the longer, the better for reading
+constexpr int64_t kManyTasks = 32;
+constexpr int64_t kWorthThreads = 1 << 16;  // elements: read while a thread wakes
 constexpr int64_t kStreams = 4;
 constexpr int64_t kTurn = 8;                         // keys of each stream
 constexpr int kMostRows = kLanes / kStreams;         // queries of a tile of scores
@@ -67,33 +69,43 @@ class FewQueries {
           group_(args.heads / args.kv_heads),
           tile_rows_(smaller(group_ * args.max_q > 2 ? 4 : group_ * args.max_q, kMostRows)),
           task_rows_(round_up(group_ * args.max_q, tile_rows_)),
-          parts_(larger(ceil_div(args.max_k, kPart), 1)) {}
+          part_(part_length(args)),
+          parts_(larger(ceil_div(args.max_k, part_), 1)) {}
 
     void run() const {
         const int64_t rows = args_.batch * args_.heads * args_.max_q, tasks = args_.batch * args_.kv_heads * parts_;
+        const int64_t elements = args_.batch * args_.kv_heads * args_.max_k * (head_dim_ + value_dim_);
         const int threads = thread_count(larger(tasks, rows));
         const Scratch<float> workspace(workspace_size(), threads);
         const Scratch<float> results(tasks * task_rows_ * result_size());
-        parallel_for(tasks, [&](int64_t task, int thread) {
+        gemm_detail::for_tasks(elements > kWorthThreads, tasks, [&](int64_t task, int thread) {
             attend(task / parts_ / args_.kv_heads, task / parts_ % args_.kv_heads, task % parts_, workspace.of(thread),
                    results.get() + task * task_rows_ * result_size());
         });
-        parallel_for(rows, [&](int64_t row, int thread) { merge(row, results.get(), workspace.of(thread)); });
+        gemm_detail::for_tasks(rows * parts_ * value_dim_ > kWorthThreads, rows,
+                               [&](int64_t row, int thread) { merge(row, results.get(), workspace.of(thread)); });
     }
 
   private:
+    static int64_t part_length(const AttentionForward& args) {
+        int64_t length = kMostPart;
+        while (length > kLeastPart && args.batch * args.kv_heads * ceil_div(args.max_k, length) < kManyTasks)
+            length /= 2;
+        return length;
+    }
+
     // What a part leaves for a query: o (in the order of its accumulators), then m and l.
     int64_t result_size() const { return value_size_ + 2; }
-    int64_t workspace_size() const { return task_rows_ * (query_size_ + 2 * kPart) + 2 * value_size_; }
+    int64_t workspace_size() const { return task_rows_ * (query_size_ + 2 * part_) + 2 * value_size_; }
 
     void attend(int64_t b, int64_t kv_head, int64_t part, float* workspace, float* results) const {
         Element* query = reinterpret_cast<Element*>(workspace);
         float* scores = workspace + task_rows_ * query_size_;
-        Element* weights = reinterpret_cast<Element*>(kPairs ? scores + task_rows_ * kPart : scores);
+        Element* weights = reinterpret_cast<Element*>(kPairs ? scores + task_rows_ * part_ : scores);
         const Sequence seq = sequence_of(args_, b);
         const int64_t rows = group_ * seq.q_len;
         const KeyRange seen = visible_keys(args_, seq, 0, seq.q_len - 1);
-        const int64_t begin = larger(seen.begin, part * kPart), end = smaller(seen.end, (part + 1) * kPart);
+        const int64_t begin = larger(seen.begin, part * part_), end = smaller(seen.end, (part + 1) * part_);
         if (begin >= end) {
             for (int64_t row = 0; row < rows; ++row) {
                 float* result = results + row * result_size();
@@ -102,7 +114,7 @@ class FewQueries {
             return;
         }
         const int64_t count = end - begin;
-        T* zeros = reinterpret_cast<T*>(workspace + task_rows_ * (query_size_ + 2 * kPart));
+        T* zeros = reinterpret_cast<T*>(workspace + task_rows_ * (query_size_ + 2 * part_));
         for (int64_t c = 0; c < value_dim_; ++c) zeros[c] = T{};
         for (int64_t row = 0; row < task_rows_; ++row) {
             load_query(seq, b, kv_head, row < rows ? row : 0, query + row * query_size_);
@@ -110,7 +122,7 @@ class FewQueries {
         find_scores(args_.key.as<T>() + offset_of(args_.key, b, kv_head, seq.k_begin + begin), count, query, scores);
         for (int64_t row = 0; row < rows; ++row) {
             const int64_t h = kv_head * group_ + row / seq.q_len, i = row % seq.q_len;
-            softmax(seq, b, h, i, begin, count, scores + row * kPart, weights + row * kPart,
+            softmax(seq, b, h, i, begin, count, scores + row * part_, weights + row * part_,
                     results + row * result_size() + value_size_);
         }
         weigh_values(args_.value.as<T>() + offset_of(args_.value, b, kv_head, seq.k_begin + begin), count, weights,
@@ -126,13 +138,13 @@ class FewQueries {
 
     // ---- Scores -----------------------------------------------------------------------------------------------------
 
-    // scores[row * kPart + p] = query[row] . the key at position p
+    // scores[row * part_ + p] = query[row] . the key at position p
     void find_scores(const T* key, int64_t count, const Element* query, float* scores) const {
         const Streams streams(count);
         for (int64_t p = 0; p < count; p += kLanes / tile_rows_) {
             for (int64_t row = 0; row < task_rows_; row += tile_rows_) {
                 const Step* q = reinterpret_cast<const Step*>(query + row * query_size_);
-                dot_products(key, streams, p, q, scores + row * kPart + p);
+                dot_products(key, streams, p, q, scores + row * part_ + p);
             }
         }
     }
@@ -190,7 +202,7 @@ class FewQueries {
         }
         const Vec found = sums_of(sums);
         for (int r = 0; r < kRows; ++r) {
-            memcpy(scores + r * kPart, reinterpret_cast<const float*>(&found) + r * kKeys, kKeys * sizeof(float));
+            memcpy(scores + r * part_, reinterpret_cast<const float*>(&found) + r * kKeys, kKeys * sizeof(float));
         }
     }
 
@@ -222,7 +234,7 @@ class FewQueries {
     // change(scores) on the scores of a row in the order of their keys.
     template <class Change>
     static void in_order(Streams streams, float* row, const Change& change) {
-        float scores[kPart];
+        float scores[kMostPart];
         const int64_t whole = kStreams * streams.stretch;
         for (int64_t at = 0; at < streams.stretch; ++at) {
             for (int64_t s = 0; s < kStreams; ++s) scores[s * streams.stretch + at] = row[at * kStreams + s];
@@ -260,7 +272,7 @@ class FewQueries {
     void add_values(const T* const* rows, int64_t turn, const Element* weights, float* results) const {
         int64_t row = 0;
         auto next = [&](auto add, int count) {
-            const Step* w = reinterpret_cast<const Step*>(weights + row * kPart);
+            const Step* w = reinterpret_cast<const Step*>(weights + row * part_);
             add(w, results + row * result_size());
             row += count;
         };
@@ -312,7 +324,7 @@ class FewQueries {
                 }
 #pragma GCC unroll 2
                 for (int r = 0; r < kRows; ++r) {
-                    const Step* weight = weights + (r * kPart + at * kStreams + s) / kSteps;
+                    const Step* weight = weights + (r * part_ + at * kStreams + s) / kSteps;
                     const Vec left = detail::splat_step(weight);
 #pragma GCC unroll 8
                     for (int v = 0; v < kVectors; ++v)
@@ -368,8 +380,8 @@ class FewQueries {
     const int64_t head_dim_, value_dim_;
     const int64_t query_size_, value_size_;  // in whole vectors
     const int64_t group_, tile_rows_;
-    const int64_t task_rows_;  // queries of a task, in whole tiles
-    const int64_t parts_;
+    const int64_t task_rows_;     // queries of a task, in whole tiles
+    const int64_t part_, parts_;  // keys of a part; parts of a (batch, kv head)
 };
 
 }  // namespace
