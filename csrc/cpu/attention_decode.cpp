@@ -34,6 +34,7 @@ namespace {
 
 constexpr int64_t kMostPart = 1024, kLeastPart = 256;  // keys: the longer, the better for reading
 constexpr int64_t kManyTasks = 32;
+constexpr int64_t kMostScores = 1 << 15;    // of a part, to stay in the second-level cache
 constexpr int64_t kWorthThreads = 1 << 16;  // elements: read while a thread wakes
 constexpr int64_t kStreams = 4;
 constexpr int64_t kTurn = 8;                         // keys of each stream
@@ -88,9 +89,12 @@ class FewQueries {
 
   private:
     static int64_t part_length(const AttentionForward& args) {
+        const int64_t rows = args.heads / args.kv_heads * args.max_q, pairs = args.batch * args.kv_heads;
         int64_t length = kMostPart;
-        while (length > kLeastPart && args.batch * args.kv_heads * ceil_div(args.max_k, length) < kManyTasks)
+        while (length > kLeastPart &&
+               (pairs * ceil_div(args.max_k, length) < kManyTasks || rows * length > kMostScores)) {
             length /= 2;
+        }
         return length;
     }
 
