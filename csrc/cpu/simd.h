@@ -177,7 +177,9 @@ FASTATTN_INLINE void from_float(float x, Half& y) {
 FASTATTN_INLINE Vec load(const float* p) { return *reinterpret_cast<const UnalignedVec*>(p); }
 
 FASTATTN_INLINE Vec load(const BFloat16* p) {
-#if FASTATTN_AVX2  // GCC 12 widens each half of the vector by itself
+#if FASTATTN_AVX512  // GCC 12 widens each half of a vector by itself
+    return Vec(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))), 16));
+#elif FASTATTN_AVX2
     return Vec(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))), 16));
 #else
     const HalfBits bits = *reinterpret_cast<const UnalignedHalfBits*>(p);
@@ -276,12 +278,19 @@ struct Max {
 
 template <class Op>
 FASTATTN_INLINE float reduce(Vec v) {
+#    if FASTATTN_AVX512
+    const __m256 low = _mm512_castps512_ps256(__m512(v)), high = _mm512_extractf32x8_ps(__m512(v), 1);
+    const __m128 four = Op::apply(Op::apply(_mm256_castps256_ps128(low), _mm256_castps256_ps128(high)),
+                                  Op::apply(_mm256_extractf128_ps(low, 1), _mm256_extractf128_ps(high, 1)));
+#    else
     __m128 part[kLanes / 4];
     memcpy(part, &v, sizeof v);
     for (int half = kLanes / 8; half > 0; half /= 2) {
         for (int i = 0; i < half; ++i) part[i] = Op::apply(part[i], part[i + half]);
     }
-    const __m128 two = Op::apply(part[0], _mm_movehl_ps(part[0], part[0]));
+    const __m128 four = part[0];
+#    endif
+    const __m128 two = Op::apply(four, _mm_movehl_ps(four, four));
     return _mm_cvtss_f32(Op::apply(two, _mm_shuffle_ps(two, two, 1)));
 }
 #else
