@@ -85,7 +85,14 @@ class Forward {
             T* out = args_.out.as<T>() + (first + r) * dim_;
             const float* from = source[r];
             const float centre = kNorm == Norm::kLayer ? mean[r] : 0.0f, scale = rstd[r];
-            each_vector(0, dim_, [=](int64_t i, int, auto lanes) FASTATTN_BODY {
+            // The next rows come while these are computed.
+            const T* next = args_.x.as<T>() + (first + rows + r) * dim_;
+            const T* also = args_.residual.present() ? args_.residual.as<T>() + (first + rows + r) * dim_ : next;
+            each_vector(0, dim_, [=](int64_t i, int k, auto lanes) FASTATTN_BODY {
+                if (k * kLanes * sizeof(T) % 64 == 0) {
+                    __builtin_prefetch(next + i);
+                    __builtin_prefetch(also + i);
+                }
                 const Vec value = load(from + i, lanes), w = load(weight + i, lanes);
                 if (kNorm == Norm::kLayer) {
                     store(out + i, (value - centre) * scale * w + load(bias + i, lanes), lanes);

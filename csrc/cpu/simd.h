@@ -12,6 +12,7 @@
 //     max(a, b), min(a, b)           b where either is NaN
 //     abs(v)
 //     multiply_add(a, b, c)          a * b + c, rounded once where the machine can
+//     multiply_alone(a, b)           a * b, rounded before anything is added to it
 //     reduce_add(v), reduce_max(v)   in the order of a tree: lane i with lane i + kLanes / 2, and so on
 //     transpose(rows)                kLanes vectors as a square
 //     sums_of(rows)                  lane i: the sum of the lanes of rows[i]; leaves no meaning in rows
@@ -100,6 +101,21 @@ FASTATTN_INLINE Vec min(Vec a, Vec b) {
 }
 
 FASTATTN_INLINE Vec multiply_add(Vec a, Vec b, Vec c) { return a * b + c; }  // the compiler contracts it where it can
+
+FASTATTN_INLINE Vec multiply_alone(Vec a, Vec b) {
+    // The compiler, which cannot see through an assembler statement, does not contract the product.
+#if FASTATTN_AVX512
+    __m512 product = __m512(a * b);
+    __asm__("" : "+v"(product));
+#elif FASTATTN_AVX2
+    __m256 product = __m256(a * b);
+    __asm__("" : "+x"(product));
+#else
+    Vec product = a * b;
+    __asm__("" : "+m"(product));
+#endif
+    return Vec(product);
+}
 
 FASTATTN_INLINE Vec keep_first(Vec v, int64_t n) { return select(lane_numbers(0) < static_cast<int32_t>(n), v, Vec{}); }
 
