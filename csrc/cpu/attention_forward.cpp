@@ -24,6 +24,7 @@
 
 #include "attention_operands.h"
 #include "attention_prefetch.h"
+#include "matrix.h"
 #include "parallel.h"
 
 namespace fastattn::FASTATTN_ISA {
@@ -265,14 +266,21 @@ void run_blocks(const AttentionForward& args) {
 // Writes the new keys and values to the caches.
 template <class T>
 void append(const AttentionForward& args) {
-    parallel_for(args.batch * args.kv_heads, [&](int64_t pair, int) {
+    const int64_t pairs = args.batch * args.kv_heads;
+    constexpr int64_t kWorthThreads = 1 << 15;  // elements
+    const bool parallel = pairs * args.new_keys * (args.key.size[3] + args.value.size[3]) > kWorthThreads;
+    gemm_detail::for_tasks(parallel, pairs, [&](int64_t pair, int) {
         const int64_t b = pair / args.kv_heads, h = pair % args.kv_heads;
         const int64_t position = args.cache_seqlens.as<int32_t>()[b];
         auto copy = [&](const Tensor& from, const Tensor& to) {
             for (int64_t t = 0; t < args.new_keys; ++t) {
                 const T* source = from.as<T>() + offset_of(from, b, h, t);
                 T* target = to.as<T>() + offset_of(to, b, h, position + t);
-                for (int64_t c = 0; c < from.size[3]; ++c) target[c * to.stride[3]] = source[c * from.stride[3]];
+                if (from.unit_last_stride() && to.unit_last_stride()) {
+                    memcpy(target, source, from.size[3] * sizeof(T));
+                } else {
+                    for (int64_t c = 0; c < from.size[3]; ++c) target[c * to.stride[3]] = source[c * from.stride[3]];
+                }
             }
         };
         copy(args.new_key, args.key);

@@ -9,7 +9,7 @@ namespace fastattn::FASTATTN_ISA {
 
 // With this few queries a head's keys are read once, as they lie, and the work is cut along the keys. Asks for head_dim
 // and value_dim next to each other in memory.
-constexpr int64_t kFewQueries = 4;
+constexpr int64_t kFewQueries = 8;
 
 void attention_few_queries(const AttentionForward& args);  // attention_decode.cpp
 

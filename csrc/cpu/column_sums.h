@@ -30,6 +30,13 @@ class ColumnSums {
     // add_row(row, thread, sums) for every row, in parallel: adds the row's terms to sums[0 … columns - 1].
     template <class AddRow>
     void add_rows(const AddRow& add_row) const {
+        add_row_groups(1, [&](int64_t row, int64_t, int thread, float* sums) { add_row(row, thread, sums); });
+    }
+
+    // The same with add_group(row, count, thread, sums): for rows row … row + count - 1, `most` of them where there are
+    // as many. `most` divides 16.
+    template <class AddGroup>
+    void add_row_groups(int64_t most, const AddGroup& add_group) const {
         int64_t block_rows = 16;
         while (block_rows * block_rows < part_rows_) block_rows *= 2;
         parallel_for(parts_, [&](int64_t part, int thread) {
@@ -37,9 +44,9 @@ class ColumnSums {
             float* of_block = of_part + columns_;
             for (int64_t i = 0; i < 2 * columns_; ++i) of_part[i] = 0.0f;
             const int64_t begin = part * part_rows_, end = smaller(begin + part_rows_, rows_);
-            for (int64_t row = begin; row < end; ++row) {
-                add_row(row, thread, of_block);
-                if ((row - begin) % block_rows == block_rows - 1) flush(of_block, of_part, columns_);
+            for (int64_t row = begin; row < end; row += most) {
+                add_group(row, smaller(most, end - row), thread, of_block);
+                if ((row - begin) % block_rows == block_rows - most) flush(of_block, of_part, columns_);
             }
             flush(of_block, of_part, columns_);
         });

@@ -24,26 +24,6 @@ namespace gemm_detail {
 constexpr int kDotRows = kLanes == 16 ? 4 : 2, kDotColumns = 4, kOneRowColumns = 8;
 constexpr int64_t kDotChain = 64;
 
-// A vector of B's steps: all of them, or those of the last `count` elements and zeros.
-template <class T>
-FASTATTN_INLINE Vec load_steps(const T* from) {
-    if constexpr (Multiplied<T>::kPairs) {
-        return load(reinterpret_cast<const float*>(from));
-    } else {
-        return load(from);
-    }
-}
-template <class T>
-FASTATTN_INLINE Vec load_last_steps(const T* from, int64_t count) {
-    if constexpr (Multiplied<T>::kPairs) {
-        T kept[2 * kLanes] = {};
-        for (int64_t i = 0; i < count; ++i) kept[i] = from[i];
-        return load(reinterpret_cast<const float*>(kept));
-    } else {
-        return load_partial(from, count);
-    }
-}
-
 // sums[r * stride + j] = row r of A (whole vectors, `a_row` steps apart) times column j of B, for the first `columns`
 // of kColumns columns.
 template <class T, int kRows, int kColumns>

@@ -38,6 +38,26 @@ struct Multiplied {
 
 namespace gemm_detail {
 
+// A vector of steps that lie next to each other: all of them, or those of the last `count` elements and zeros.
+template <class T>
+FASTATTN_INLINE Vec load_steps(const T* from) {
+    if constexpr (Multiplied<T>::kPairs) {
+        return load(reinterpret_cast<const float*>(from));
+    } else {
+        return load(from);
+    }
+}
+template <class T>
+FASTATTN_INLINE Vec load_last_steps(const T* from, int64_t count) {
+    if constexpr (Multiplied<T>::kPairs) {
+        T kept[2 * kLanes] = {};
+        for (int64_t i = 0; i < count; ++i) kept[i] = from[i];
+        return load(reinterpret_cast<const float*>(kept));
+    } else {
+        return load_partial(from, count);
+    }
+}
+
 // Multiplications that are worth waking threads for.
 FASTATTN_INLINE bool worth_threads(int64_t rows, int64_t columns, int64_t steps) {
     return rows * columns * steps > int64_t{1} << 19;

@@ -20,61 +20,96 @@ namespace fastattn::FASTATTN_ISA {
 namespace norm {
 namespace {
 
+// Rows that go through a pass together; as in norm_forward.cpp.
+constexpr int64_t kMostRows = 4;
+constexpr int64_t kBlockElements = 1024;
+
 template <class T, Norm kNorm, bool kDropout>
-void backward_row(const NormBackward& args, const Dropout& dropout, const float* weight, float* g_row,
-                  float* weight_sum, float* bias_sum, int64_t row) {
-    const int64_t dim = args.dim, start = row * dim;
-    const T* grad_out = args.grad_out.as<T>() + start;
-    const T* source = args.sum.as<T>() + start;
-    const float mean = kNorm == Norm::kLayer ? args.mean.as<float>()[row] : 0.0f;
-    const float rstd = args.rstd.as<float>()[row];
-    auto normed_at = [&](int64_t i, auto lanes) FASTATTN_BODY {
-        const Vec value = load(source + i, lanes);
-        return kNorm == Norm::kLayer ? inside((value - mean) * rstd, lanes) : value * rstd;
+class Backward {
+    static constexpr bool kLayer = kNorm == Norm::kLayer;
+
+  public:
+    explicit Backward(const NormBackward& args)
+        : args_(args),
+          dim_(args.dim),
+          dropout_(args.dropout_p, args.seed),
+          affine_(dim_),
+          weight_(as_float(args.weight, dim_, 1.0f, affine_.get())) {}
+
+    void run() const {
+        const ColumnSums sums(args_.rows, kLayer ? 2 * dim_ : dim_, dim_);  // for weight, for bias
+        const int64_t group = dim_ * 4 <= kBlockElements ? kMostRows : dim_ * 2 <= kBlockElements ? 2 : 1;
+        sums.add_row_groups(group, [&](int64_t row, int64_t count, int, float* to) { add_rows(row, count, to); });
+        sums.write(args_.grad_weight);
+        if (kLayer) sums.write(args_.grad_bias, dim_);
+    }
+
+  private:
+    // A row's mean, rstd, mean(g) and mean(g * normed).
+    struct Statistics {
+        float mean, rstd, mean_g, mean_g_normed;
     };
 
-    const auto sums = row_sums<2>(dim, [&](int64_t i, auto lanes, Vec* sums) FASTATTN_BODY {
-        const Vec grad = load(grad_out + i, lanes), normed = normed_at(i, lanes);
-        const Vec g = grad * load(weight + i, lanes);
-        store(g_row + i, g, lanes);
-        if (kNorm == Norm::kLayer) sums[0] += g;
-        sums[1] += g * normed;
-        store(weight_sum + i, load(weight_sum + i, lanes) + grad * normed, lanes);
-        if (kNorm == Norm::kLayer) store(bias_sum + i, load(bias_sum + i, lanes) + grad, lanes);
-    });
-    const float mean_g = kNorm == Norm::kLayer ? sums.value[0] / static_cast<float>(dim) : 0.0f;
-    const float mean_g_normed = sums.value[1] / static_cast<float>(dim);
+    template <class Lanes>
+    static FASTATTN_INLINE Vec normed(const T* source, const Statistics& row, Lanes lanes) {
+        const Vec value = load(source, lanes);
+        return kLayer ? inside((value - row.mean) * row.rstd, lanes) : value * row.rstd;
+    }
 
-    const T* grad_sum = args.grad_sum.present() ? args.grad_sum.as<T>() + start : nullptr;
-    T* grad_residual = args.grad_residual.as<T>() + start;
-    T* grad_x = kDropout ? args.grad_x.as<T>() + start : nullptr;
-    const RowKey key = kDropout ? dropout.row(static_cast<uint64_t>(row)) : RowKey{};
-    each_vector(0, dim, [&](int64_t i, int, auto lanes) FASTATTN_BODY {
-        Vec grad = (load(g_row + i, lanes) - mean_g - normed_at(i, lanes) * mean_g_normed) * rstd;
-        if (grad_sum) grad += load(grad_sum + i, lanes);
-        store(grad_residual + i, grad, lanes);
-        if (kDropout) {
-            const KeepVec keep = dropout.keep_columns(key, static_cast<uint32_t>(i));
-            store(grad_x + i, select(keep, grad * dropout.scale(), Vec{}), lanes);
+    void add_rows(int64_t first, int64_t count, float* weight_sum) const {
+        Statistics rows[kMostRows];
+        for (int64_t r = 0; r < count; ++r) rows[r] = sums_of_row(first + r);
+        for (int64_t r = 0; r < count; ++r) {
+            rows[r].mean_g /= static_cast<float>(dim_);
+            rows[r].mean_g_normed /= static_cast<float>(dim_);
         }
-    });
-}
+        for (int64_t r = 0; r < count; ++r) write_row(first + r, rows[r], weight_sum);
+    }
 
-template <class T, Norm kNorm, bool kDropout>
-void backward(const NormBackward& args) {
-    const int64_t dim = args.dim, rows = args.rows;
-    const Scratch<float> affine(dim);
-    const float* weight = as_float(args.weight, dim, 1.0f, affine.get());
-    const Dropout dropout(args.dropout_p, args.seed);
+    // Its means yet to be divided.
+    Statistics sums_of_row(int64_t r) const {
+        const T *grad_out = args_.grad_out.as<T>() + r * dim_, *source = args_.sum.as<T>() + r * dim_;
+        const float* weight = weight_;
+        Statistics row = {kLayer ? args_.mean.as<float>()[r] : 0.0f, args_.rstd.as<float>()[r], 0.0f, 0.0f};
+        const auto sums = row_sums<2>(dim_, [=](int64_t i, auto lanes, Vec* sums) FASTATTN_BODY {
+            const Vec g = multiply_alone(load(grad_out + i, lanes), load(weight + i, lanes));
+            if (kLayer) sums[0] += g;
+            sums[1] += g * normed(source + i, row, lanes);
+        });
+        row.mean_g = sums.value[0], row.mean_g_normed = sums.value[1];
+        return row;
+    }
 
-    const ColumnSums sums(rows, 2 * dim, dim);  // for weight, for bias
-    const Scratch<float> g_rows(dim, thread_count(sums.parts()));
-    sums.add_rows([&](int64_t row, int thread, float* to) {
-        backward_row<T, kNorm, kDropout>(args, dropout, weight, g_rows.of(thread), to, to + dim, row);
-    });
-    sums.write(args.grad_weight);
-    sums.write(args.grad_bias, dim);
-}
+    void write_row(int64_t r, const Statistics& row, float* weight_sum) const {
+        const int64_t start = r * dim_;
+        const T *grad_out = args_.grad_out.as<T>() + start, *source = args_.sum.as<T>() + start;
+        const T* grad_sum = args_.grad_sum.present() ? args_.grad_sum.as<T>() + start : nullptr;
+        T* grad_residual = args_.grad_residual.as<T>() + start;
+        T* grad_x = kDropout ? args_.grad_x.as<T>() + start : nullptr;
+        const float* weight = weight_;
+        float* bias_sum = weight_sum + dim_;
+        const RowKey key = kDropout ? dropout_.row(static_cast<uint64_t>(r)) : RowKey{};
+        each_vector(0, dim_, [=](int64_t i, int, auto lanes) FASTATTN_BODY {
+            const Vec grad = load(grad_out + i, lanes), value = normed(source + i, row, lanes);
+            const Vec g = multiply_alone(grad, load(weight + i, lanes));
+            store(weight_sum + i, load(weight_sum + i, lanes) + grad * value, lanes);
+            if (kLayer) store(bias_sum + i, load(bias_sum + i, lanes) + grad, lanes);
+            Vec result = (g - row.mean_g - value * row.mean_g_normed) * row.rstd;
+            if (grad_sum) result += load(grad_sum + i, lanes);
+            store(grad_residual + i, result, lanes);
+            if (kDropout) {
+                const KeepVec keep = dropout_.keep_columns(key, static_cast<uint32_t>(i));
+                store(grad_x + i, select(keep, result * dropout_.scale(), Vec{}), lanes);
+            }
+        });
+    }
+
+    const NormBackward& args_;
+    const int64_t dim_;
+    const Dropout dropout_;
+    const Scratch<float> affine_;
+    const float* const weight_;
+};
 
 }  // namespace
 }  // namespace norm
@@ -83,9 +118,9 @@ void norm_backward(const NormBackward& args) {
     norm::dispatch(args.sum.dtype, args.norm, [&](auto* element, auto tag) {
         using T = std::remove_pointer_t<decltype(element)>;
         if (args.dropout_p > 0.0) {
-            norm::backward<T, tag.value, true>(args);
+            norm::Backward<T, tag.value, true>(args).run();
         } else {
-            norm::backward<T, tag.value, false>(args);
+            norm::Backward<T, tag.value, false>(args).run();
         }
     });
 }

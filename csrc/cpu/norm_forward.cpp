@@ -14,6 +14,7 @@
 // statistics. About 8 dim flops. So memory bounds it wherever the rows do not lie in cache.
 #include <type_traits>
 
+#include "integers.h"
 #include "norm.h"
 
 namespace fastattn::FASTATTN_ISA {
@@ -23,79 +24,119 @@ namespace {
 // Rounded once: every element of the row carries its error.
 inline float reciprocal_root(float x) { return static_cast<float>(1.0 / __builtin_sqrt(static_cast<double>(x))); }
 
-template <class T, Norm kNorm, bool kDropout>
-void forward_row(const NormForward& args, const Dropout& dropout, const float* weight, const float* bias, float* buffer,
-                 int64_t row) {
-    const int64_t dim = args.dim;
-    const T* x = args.x.as<T>() + row * dim;
-    const T* residual = args.residual.present() ? args.residual.as<T>() + row * dim : nullptr;
-    T* sum = args.sum.present() ? args.sum.as<T>() + row * dim : nullptr;
-    const RowKey key = kDropout ? dropout.row(static_cast<uint64_t>(row)) : RowKey{};
-    const float first = row_sums<1>(dim, [&](int64_t i, auto lanes, Vec* sums) FASTATTN_BODY {
-                            Vec value = load(x + i, lanes);
-                            if (kDropout) {
-                                const KeepVec keep = dropout.keep_columns(key, static_cast<uint32_t>(i));
-                                value = select(keep, value * dropout.scale(), Vec{});
-                            }
-                            if (residual) value += load(residual + i, lanes);
-                            if (sum) {
-                                store(sum + i, value, lanes);
-                                if (sizeof(T) < sizeof(float)) value = inside(rounded<T>(value), lanes);
-                            }
-                            if (sizeof(T) < sizeof(float)) store(buffer + i, value, lanes);
-                            sums[0] += kNorm == Norm::kLayer ? value : value * value;
-                        }).value[0];
-    // The row in float32.
-    const float* source = buffer;
-    if constexpr (std::is_same_v<T, float>) source = sum ? sum : x;
+// Rows that go through a pass together: the sums, divisions and roots of one are found while the next ones run.
+constexpr int64_t kMostRows = 8;
+constexpr int64_t kBlockElements = 1024;  // a pass over more leaves memory idle too long
 
-    T* out = args.out.as<T>() + row * dim;
-    const float count = static_cast<float>(dim);
-    if (kNorm == Norm::kLayer) {
-        const float rough = first / count;
-        const auto centred = row_sums<2>(dim, [&](int64_t i, auto lanes, Vec* sums) FASTATTN_BODY {
-            const Vec value = inside(load(source + i, lanes) - rough, lanes);
-            sums[0] += value;
-            sums[1] += value * value;
-        });
-        const float correction = centred.value[0] / count;
-        const float mean = rough + correction;
-        const float variance = centred.value[1] / count - correction * correction;
-        // A negative variance is rounding; NaN passes.
-        const float rstd = reciprocal_root((variance < 0.0f ? 0.0f : variance) + args.eps);
-        args.mean.as<float>()[row] = mean;
-        args.rstd.as<float>()[row] = rstd;
-        each_vector(0, dim, [&](int64_t i, int, auto lanes) FASTATTN_BODY {
-            const Vec normed = (load(source + i, lanes) - mean) * rstd;
-            store(out + i, normed * load(weight + i, lanes) + load(bias + i, lanes), lanes);
-        });
-    } else {
-        const float rstd = reciprocal_root(first / count + args.eps);
-        args.rstd.as<float>()[row] = rstd;
-        each_vector(0, dim, [&](int64_t i, int, auto lanes) FASTATTN_BODY {
-            store(out + i, load(source + i, lanes) * rstd * load(weight + i, lanes), lanes);
+template <class T, Norm kNorm, bool kDropout>
+class Forward {
+  public:
+    explicit Forward(const NormForward& args)
+        : args_(args),
+          dim_(args.dim),
+          block_rows_(larger(smaller(kBlockElements / larger(dim_, 1), kMostRows), 1)),
+          dropout_(args.dropout_p, args.seed),
+          affine_(2 * dim_),
+          weight_(as_float(args.weight, dim_, 1.0f, affine_.get())),
+          bias_(kNorm == Norm::kLayer ? as_float(args.bias, dim_, 0.0f, affine_.get() + dim_) : nullptr) {}
+
+    void run() const {
+        constexpr int64_t kTaskElements = 1 << 15;  // some microseconds of work
+        const int64_t task_rows = larger(kTaskElements / larger(dim_, 1), 1);
+        const int64_t tasks = ceil_div(args_.rows, task_rows);
+        const Scratch<float> buffers(sizeof(T) < sizeof(float) ? block_rows_ * dim_ : 0, thread_count(tasks));
+        parallel_for(tasks, [&](int64_t task, int thread) {
+            const int64_t end = smaller((task + 1) * task_rows, args_.rows);
+            for (int64_t row = task * task_rows; row < end; row += block_rows_) {
+                normalise(row, smaller(block_rows_, end - row), buffers.of(thread));
+            }
         });
     }
-}
 
-template <class T, Norm kNorm, bool kDropout>
-void forward(const NormForward& args) {
-    const int64_t dim = args.dim;
-    const Scratch<float> affine(2 * dim);
-    const float* weight = as_float(args.weight, dim, 1.0f, affine.get());
-    const float* bias = kNorm == Norm::kLayer ? as_float(args.bias, dim, 0.0f, affine.get() + dim) : nullptr;
-    const Dropout dropout(args.dropout_p, args.seed);
-    constexpr int64_t kTaskElements = 1 << 15;  // some microseconds of work
-    const int64_t task_rows = dim < kTaskElements ? kTaskElements / (dim ? dim : 1) : 1;
-    const int64_t tasks = (args.rows + task_rows - 1) / task_rows;
-    const Scratch<float> buffers(sizeof(T) < sizeof(float) ? dim : 0, thread_count(tasks));
-    parallel_for(tasks, [&](int64_t task, int thread) {
-        const int64_t end = (task + 1) * task_rows;
-        for (int64_t row = task * task_rows; row < end && row < args.rows; ++row) {
-            forward_row<T, kNorm, kDropout>(args, dropout, weight, bias, buffers.of(thread), row);
+  private:
+    void normalise(int64_t first, int64_t rows, float* buffer) const {
+        const float count = static_cast<float>(dim_);
+        float *mean = args_.mean.as<float>() + first, *rstd = args_.rstd.as<float>() + first;
+        const float* source[kMostRows];
+        float sums[kMostRows], squares[kMostRows];
+        for (int64_t r = 0; r < rows; ++r) sums[r] = read(first + r, buffer + r * dim_, source[r]);
+        if (kNorm == Norm::kLayer) {
+            for (int64_t r = 0; r < rows; ++r) {
+                const float* from = source[r];
+                const float rough = mean[r] = sums[r] / count;
+                const auto centred = row_sums<2>(dim_, [&](int64_t i, auto lanes, Vec* sums) FASTATTN_BODY {
+                    const Vec value = inside(load(from + i, lanes) - rough, lanes);
+                    sums[0] += value;
+                    sums[1] += value * value;
+                });
+                sums[r] = centred.value[0], squares[r] = centred.value[1];
+            }
+            for (int64_t r = 0; r < rows; ++r) {
+                const float correction = sums[r] / count, variance = squares[r] / count - correction * correction;
+                mean[r] += correction;
+                // A negative variance is rounding; NaN passes.
+                rstd[r] = reciprocal_root((variance < 0.0f ? 0.0f : variance) + args_.eps);
+            }
+        } else {
+            for (int64_t r = 0; r < rows; ++r) rstd[r] = reciprocal_root(sums[r] / count + args_.eps);
         }
-    });
-}
+        const float *const weight = weight_, *const bias = bias_;
+        for (int64_t r = 0; r < rows; ++r) {
+            T* out = args_.out.as<T>() + (first + r) * dim_;
+            const float* from = source[r];
+            const float centre = kNorm == Norm::kLayer ? mean[r] : 0.0f, scale = rstd[r];
+            // The next rows come while these are computed.
+            const T* next = args_.x.as<T>() + (first + rows + r) * dim_;
+            const T* also = args_.residual.present() ? args_.residual.as<T>() + (first + rows + r) * dim_ : next;
+            each_vector(0, dim_, [=](int64_t i, int k, auto lanes) FASTATTN_BODY {
+                if (k * kLanes * sizeof(T) % 64 == 0) {
+                    __builtin_prefetch(next + i);
+                    __builtin_prefetch(also + i);
+                }
+                const Vec value = load(from + i, lanes), w = load(weight + i, lanes);
+                if (kNorm == Norm::kLayer) {
+                    store(out + i, (value - centre) * scale * w + load(bias + i, lanes), lanes);
+                } else {
+                    store(out + i, value * scale * w, lanes);
+                }
+            });
+        }
+    }
+
+    // Writes the row's sum, leaves it in float32 at `source`, and returns the sum of its values or, for RMS norm, of
+    // their squares.
+    float read(int64_t row, float* buffer, const float*& source) const {
+        const T* x = args_.x.as<T>() + row * dim_;
+        const T* residual = args_.residual.present() ? args_.residual.as<T>() + row * dim_ : nullptr;
+        T* sum = args_.sum.present() ? args_.sum.as<T>() + row * dim_ : nullptr;
+        const RowKey key = kDropout ? dropout_.row(static_cast<uint64_t>(row)) : RowKey{};
+        source = buffer;
+        if constexpr (std::is_same_v<T, float>) source = sum ? sum : x;
+        auto pass = [&](auto add, auto write) {
+            return row_sums<1>(dim_,
+                               [&](int64_t i, auto lanes, Vec* sums) FASTATTN_BODY {
+                                   Vec value = load(x + i, lanes);
+                                   if (kDropout) {
+                                       const KeepVec keep = dropout_.keep_columns(key, static_cast<uint32_t>(i));
+                                       value = select(keep, value * dropout_.scale(), Vec{});
+                                   }
+                                   if (add) value += load(residual + i, lanes);
+                                   if (write) value = store_rounded(sum + i, value, lanes);
+                                   if (sizeof(T) < sizeof(float)) store(buffer + i, value, lanes);
+                                   sums[0] += kNorm == Norm::kLayer ? value : value * value;
+                               })
+                .value[0];
+        };
+        if (residual) return pass(std::true_type{}, std::true_type{});
+        return sum ? pass(std::false_type{}, std::true_type{}) : pass(std::false_type{}, std::false_type{});
+    }
+
+    const NormForward& args_;
+    const int64_t dim_, block_rows_;
+    const Dropout dropout_;
+    const Scratch<float> affine_;
+    const float *const weight_, *const bias_;
+};
 
 }  // namespace
 }  // namespace norm
@@ -104,9 +145,9 @@ void norm_forward(const NormForward& args) {
     norm::dispatch(args.x.dtype, args.norm, [&](auto* element, auto tag) {
         using T = std::remove_pointer_t<decltype(element)>;
         if (args.dropout_p > 0.0) {
-            norm::forward<T, tag.value, true>(args);
+            norm::Forward<T, tag.value, true>(args).run();
         } else {
-            norm::forward<T, tag.value, false>(args);
+            norm::Forward<T, tag.value, false>(args).run();
         }
     });
 }

@@ -30,12 +30,24 @@ inline void store(T* to, Vec value, Tail tail) {
 inline Vec inside(Vec value, Full) { return value; }
 inline Vec inside(Vec value, Tail tail) { return keep_first(value, tail.count); }
 
-// The value that T keeps of a float32.
+// Stores a vector, and returns what the elements keep of it.
+inline Vec store_rounded(float* to, Vec value, Full) {
+    store(to, value);
+    return value;
+}
+inline Vec store_rounded(float* to, Vec value, Tail tail) {
+    store_partial(to, value, tail.count);
+    return value;
+}
 template <class T>
-inline Vec rounded(Vec value) {
-    T kept[kLanes];
-    store(kept, value);
-    return load(kept);
+inline Vec store_rounded(T* to, Vec value, Full) {
+    store(to, value);
+    return load(to);
+}
+template <class T>
+inline Vec store_rounded(T* to, Vec value, Tail tail) {
+    store_partial(to, value, tail.count);
+    return load_partial(to, tail.count);
 }
 
 #define FASTATTN_BODY __attribute__((always_inline))

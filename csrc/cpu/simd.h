@@ -12,8 +12,10 @@
 //     max(a, b), min(a, b)           b where either is NaN
 //     abs(v)
 //     multiply_add(a, b, c)          a * b + c, rounded once where the machine can
+//     multiply_alone(a, b)           a * b, rounded before anything is added to it
 //     reduce_add(v), reduce_max(v)   in the order of a tree: lane i with lane i + kLanes / 2, and so on
 //     transpose(rows)                kLanes vectors as a square
+//     sums_of(rows)                  lane i: the sum of the lanes of rows[i]; leaves no meaning in rows
 //
 // Narrowing rounds to nearest, ties to even; NaN stays NaN. Intrinsics stand only where compilers do poorly. An
 // emulated instruction set has 16 lanes and AVX2's instructions: it takes the same paths as AVX-512, without its
@@ -100,6 +102,21 @@ FASTATTN_INLINE Vec min(Vec a, Vec b) {
 
 FASTATTN_INLINE Vec multiply_add(Vec a, Vec b, Vec c) { return a * b + c; }  // the compiler contracts it where it can
 
+FASTATTN_INLINE Vec multiply_alone(Vec a, Vec b) {
+    // The compiler, which cannot see through an assembler statement, does not contract the product.
+#if FASTATTN_AVX512
+    __m512 product = __m512(a * b);
+    __asm__("" : "+v"(product));
+#elif FASTATTN_AVX2
+    __m256 product = __m256(a * b);
+    __asm__("" : "+x"(product));
+#else
+    Vec product = a * b;
+    __asm__("" : "+m"(product));
+#endif
+    return Vec(product);
+}
+
 FASTATTN_INLINE Vec keep_first(Vec v, int64_t n) { return select(lane_numbers(0) < static_cast<int32_t>(n), v, Vec{}); }
 
 // ---- One element ----------------------------------------------------------------------------------------------------
@@ -176,7 +193,9 @@ FASTATTN_INLINE void from_float(float x, Half& y) {
 FASTATTN_INLINE Vec load(const float* p) { return *reinterpret_cast<const UnalignedVec*>(p); }
 
 FASTATTN_INLINE Vec load(const BFloat16* p) {
-#if FASTATTN_AVX2  // GCC 12 widens each half of the vector by itself
+#if FASTATTN_AVX512  // GCC 12 widens each half of a vector by itself
+    return Vec(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))), 16));
+#elif FASTATTN_AVX2
     return Vec(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))), 16));
 #else
     const HalfBits bits = *reinterpret_cast<const UnalignedHalfBits*>(p);
@@ -275,12 +294,19 @@ struct Max {
 
 template <class Op>
 FASTATTN_INLINE float reduce(Vec v) {
+#    if FASTATTN_AVX512
+    const __m256 low = _mm512_castps512_ps256(__m512(v)), high = _mm512_extractf32x8_ps(__m512(v), 1);
+    const __m128 four = Op::apply(Op::apply(_mm256_castps256_ps128(low), _mm256_castps256_ps128(high)),
+                                  Op::apply(_mm256_extractf128_ps(low, 1), _mm256_extractf128_ps(high, 1)));
+#    else
     __m128 part[kLanes / 4];
     memcpy(part, &v, sizeof v);
     for (int half = kLanes / 8; half > 0; half /= 2) {
         for (int i = 0; i < half; ++i) part[i] = Op::apply(part[i], part[i + half]);
     }
-    const __m128 two = Op::apply(part[0], _mm_movehl_ps(part[0], part[0]));
+    const __m128 four = part[0];
+#    endif
+    const __m128 two = Op::apply(four, _mm_movehl_ps(four, four));
     return _mm_cvtss_f32(Op::apply(two, _mm_shuffle_ps(two, two, 1)));
 }
 #else
@@ -357,6 +383,46 @@ FASTATTN_INLINE void transpose(Vec (&rows)[kLanes]) {
         for (int j = 0; j < kLanes; ++j) to[j][i] = from[i][j];
     }
     memcpy(rows, to, sizeof to);
+#endif
+}
+
+FASTATTN_INLINE Vec sums_of(Vec (&rows)[kLanes]) {
+#if FASTATTN_AVX2
+    for (int i = 0; i < 4; ++i) {
+        const __m256 a = __m256(rows[2 * i]), b = __m256(rows[2 * i + 1]);
+        rows[i] = Vec(_mm256_unpacklo_ps(a, b)) + Vec(_mm256_unpackhi_ps(a, b));
+    }
+    for (int i = 0; i < 2; ++i) {
+        const __m256 a = __m256(rows[2 * i]), b = __m256(rows[2 * i + 1]);
+        rows[i] = Vec(_mm256_shuffle_ps(a, b, 0x44)) + Vec(_mm256_shuffle_ps(a, b, 0xee));
+    }
+    const __m256 a = __m256(rows[0]), b = __m256(rows[1]);
+    return Vec(_mm256_permute2f128_ps(a, b, 0x20)) + Vec(_mm256_permute2f128_ps(a, b, 0x31));
+#elif FASTATTN_AVX512
+#    pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) {
+        const __m512 a = __m512(rows[2 * i]), b = __m512(rows[2 * i + 1]);
+        rows[i] = Vec(_mm512_unpacklo_ps(a, b)) + Vec(_mm512_unpackhi_ps(a, b));
+    }
+#    pragma GCC unroll 8
+    for (int i = 0; i < 4; ++i) {
+        const __m512 a = __m512(rows[2 * i]), b = __m512(rows[2 * i + 1]);
+        rows[i] = Vec(_mm512_shuffle_ps(a, b, 0x44)) + Vec(_mm512_shuffle_ps(a, b, 0xee));
+    }
+    // rows[i] is four 128-bit parts, each with a share of the sums of rows 4 i … 4 i + 3.
+#    pragma GCC unroll 8
+    for (int i = 0; i < 2; ++i) {
+        const __m512 a = __m512(rows[2 * i]), b = __m512(rows[2 * i + 1]);
+        rows[i] = Vec(_mm512_shuffle_f32x4(a, b, 0x88)) + Vec(_mm512_shuffle_f32x4(a, b, 0xdd));
+    }
+    const __m512 a = __m512(rows[0]), b = __m512(rows[1]);
+    return Vec(_mm512_shuffle_f32x4(a, b, 0x88)) + Vec(_mm512_shuffle_f32x4(a, b, 0xdd));
+#else
+    transpose(rows);
+    for (int half = kLanes / 2; half > 0; half /= 2) {
+        for (int i = 0; i < half; ++i) rows[i] += rows[i + half];
+    }
+    return rows[0];
 #endif
 }
 
