@@ -171,7 +171,7 @@ def test_scores_are_never_a_whole(symmetric: bool) -> None:
     """Of 6000 x 6000 scores, 144 MB in float32, eager has several copies."""
     query, positive = drawn((6000, 32), (6000, 32))
     with fastattn.use_backend("cpu"):
-        assert most_memory_of(lambda: fastattn.info_nce(query, positive, symmetric=symmetric).backward()) < 24 << 20
+        assert most_memory_of(lambda: fastattn.info_nce(query, positive, symmetric=symmetric).backward()) < 48 << 20
 
 
 def test_bindings_refuse_what_a_kernel_cannot_take() -> None:
