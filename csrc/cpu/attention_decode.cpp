@@ -6,8 +6,8 @@
 //
 //               part 0  part 1  part 2    A task is one part of the keys of a (batch, kv head), for all queries of all
 //             +-------+-------+-------+   heads that share them: keys and values come from memory once, as they lie.
-//     queries |  o_0  |  o_1  |  o_2  |   Its length follows from the shape, so that no result depends on the number of threads.
-//    (rows)   +-------+-------+-------+
+//     queries |  o_0  |  o_1  |  o_2  |   Its length follows from the shape, so that no result depends on the number of
+//    (rows)   +-------+-------+-------+   threads.
 //
 //     a part's keys, in streams of `stretch`:   | 0 4 8 …   | 1 5 9 …   | 2 6 10 …   | 3 7 11 …   | the last three
 //

@@ -14,8 +14,8 @@
 // Must move, in elements a row: grad_out, sum, d sum = 3 dim, and dim each for grad_sum and, with dropout, grad_x.
 // About 12 dim flops. So memory bounds it wherever the rows do not lie in cache; there it runs at three quarters of a
 // copy's rate or more. In cache its nine loads and three stores a vector bound it, at half of a copy's rate in float32
-// and a third in bfloat16. Rows side by side would share the sums' loads and stores, which wins in the second-level cache
-// and loses beyond it: the machine prefetches no neighbours that are read side by side.
+// and a third in bfloat16. Rows side by side would share the sums' loads and stores, which wins in the second-level
+// cache and loses beyond it: the machine prefetches no neighbours that are read side by side.
 #include <type_traits>
 
 #include "column_sums.h"

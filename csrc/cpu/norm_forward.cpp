@@ -4,16 +4,16 @@
 //     out  = (sum - mean) * rstd * weight + bias           rstd = 1 / sqrt(mean of (sum - mean)^2 + eps)
 //     out  = sum * rstd * weight                           rstd = 1 / sqrt(mean of sum^2 + eps)             (RMS norm)
 //
-// Tile: one row, or a few short ones, read from memory once. The first pass leaves it in float32 in a buffer that stays in
-// the first-level cache (a float32 row is its own buffer, or its sum's); dim above 6144 spills into the second level.
+// Tile: one row, or a few short ones, read from memory once. The first pass leaves it in float32 in a buffer that stays
+// in the first-level cache (a float32 row is its own buffer, or its sum is); dim above 6144 spills into the second one.
 //
 //     row ──► sum, Σ sum ──► Σ (sum - mean), Σ (sum - mean)² ──► out           layer norm: the mean is corrected by the
 //     row ──► sum, Σ sum² ─────────────────────────────────────► out           second pass's first sum
 //
 // Must move, in elements a row: x, residual, sum, out = 4 dim (2 dim without residual and dropout), and 2 floats of
 // statistics. About 8 dim flops. So memory bounds it wherever the rows do not lie in cache, and there it runs at nine
-// tenths of a copy's rate or more. In cache the passes bound it: five or six loads a vector where a copy has one (three
-// quarters of a copy's rate in float32, a third in bfloat16, which is also converted). Beside the passes, a row of a few
+// tenths of a copy's rate or more. In cache the passes bound it, five or six loads a vector where a copy has one: three
+// quarters of a copy's rate in float32, a third in bfloat16, which is also converted. Beside the passes, a row of a few
 // hundred elements would wait as long again for its sums, its root and its next row: so short rows go through a pass in
 // blocks, and the last pass asks for the next rows. Larger blocks keep memory idle while they are computed.
 #include <type_traits>
