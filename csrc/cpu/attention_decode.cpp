@@ -6,8 +6,8 @@
 //
 //               part 0  part 1  part 2    A task is one part of the keys of a (batch, kv head), for all queries of all
 //             +-------+-------+-------+   heads that share them: keys and values come from memory once, as they lie.
-//     queries |  o_0  |  o_1  |  o_2  |   Its length follows from the shape, so that no result depends on the number of threads.
-//    (rows)   +-------+-------+-------+
+//     queries |  o_0  |  o_1  |  o_2  |   Its length follows from the shape, so that no result depends on the number of
+//    (rows)   +-------+-------+-------+   threads.
 //
 //     a part's keys, in streams of `stretch`:   | 0 4 8 …   | 1 5 9 …   | 2 6 10 …   | 3 7 11 …   | the last three
 //
@@ -24,7 +24,9 @@
 // values is one column of two keys, the even columns of two rows and then the odd ones.
 //
 // Must move: keys and values once, (head_dim + value_dim) elements a key and kv head; 2 flops for each of their
-// elements and query: memory bounds it.
+// elements and query: memory bounds it, at the rate of a copy where a head has keys of its own, up to two queries a key
+// about; with four the products take as long as the reading, two thirds of the multiply-add units' rate, and the two
+// overlap in part.
 #include "attention_forward.h"
 #include "matrix.h"
 #include "parallel.h"
@@ -32,7 +34,7 @@
 namespace fastattn::FASTATTN_ISA {
 namespace {
 
-constexpr int64_t kMostPart = 1024, kLeastPart = 256;  // keys: the longer, the better for reading
+constexpr int64_t kMostPart = 1024, kLeastPart = 256;  // keys: a long stream is read faster
 constexpr int64_t kManyTasks = 32;
 constexpr int64_t kMostScores = 1 << 15;    // of a part, to stay in the second-level cache
 constexpr int64_t kWorthThreads = 1 << 16;  // elements: read while a thread wakes

@@ -104,17 +104,15 @@ FASTATTN_INLINE Vec multiply_add(Vec a, Vec b, Vec c) { return a * b + c; }  // 
 
 FASTATTN_INLINE Vec multiply_alone(Vec a, Vec b) {
     // The compiler, which cannot see through an assembler statement, does not contract the product.
+    Vec product = a * b;
 #if FASTATTN_AVX512
-    __m512 product = __m512(a * b);
     __asm__("" : "+v"(product));
-#elif FASTATTN_AVX2
-    __m256 product = __m256(a * b);
+#elif FASTATTN_AVX2 || FASTATTN_SSE2
     __asm__("" : "+x"(product));
 #else
-    Vec product = a * b;
     __asm__("" : "+m"(product));
 #endif
-    return Vec(product);
+    return product;
 }
 
 FASTATTN_INLINE Vec keep_first(Vec v, int64_t n) { return select(lane_numbers(0) < static_cast<int32_t>(n), v, Vec{}); }
