@@ -34,7 +34,9 @@ def plain_norm(norm: Any) -> tuple[Tensor | None, Tensor | None, float] | None:
 
 
 def run(layer: Any, x: Tensor, cu_seqlens: Tensor | None = None, max_seqlen: int | None = None) -> Tensor | None:
-    """A TransformerEncoderLayer on (batch, seq, E), or (1, tokens, E) with cu_seqlens; None where it has to run in parts."""
+    """A TransformerEncoderLayer on (batch, seq, E), or (tokens, E) with cu_seqlens; None where it has to run in parts."""
+    if not isinstance(x, Tensor) or x.layout is not torch.strided or x.ndim != (3 if cu_seqlens is None else 2):
+        return None
     if not may_run(layer.dropout, layer.dropout1, layer.dropout2):
         return None
     attention, name = layer.self_attn, activation_name(layer.activation)
@@ -54,8 +56,8 @@ def run(layer: Any, x: Tensor, cu_seqlens: Tensor | None = None, max_seqlen: int
     query, key, value = attention.in_proj_weight.chunk(3)
     biases = (None,) * 3 if attention.in_proj_bias is None else attention.in_proj_bias.chunk(3)
     out = attention.out_proj
-    return ops.encoder_layer(
-        x,
+    layered = ops.encoder_layer(
+        x if cu_seqlens is None else x.unsqueeze(0),
         query,
         biases[0],
         key,
@@ -80,6 +82,7 @@ def run(layer: Any, x: Tensor, cu_seqlens: Tensor | None = None, max_seqlen: int
         cu_seqlens=cu_seqlens,
         max_seqlen=max_seqlen,
     )
+    return layered if cu_seqlens is None else layered.squeeze(0)
 
 
 def _plain_attention(attention: Any) -> bool:

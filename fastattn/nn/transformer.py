@@ -129,7 +129,7 @@ class TransformerEncoderLayer(nn.TransformerEncoderLayer):
         if isinstance(src, Tensor) and src.is_nested:
             return self._forward_nested(src, src_mask, src_key_padding_mask)
         masked = src_mask is not None or src_key_padding_mask is not None or is_causal
-        if not masked and isinstance(src, Tensor) and src.ndim == 3 and self.self_attn.batch_first:
+        if not masked and self.self_attn.batch_first:
             whole = _encoder_layer.run(self, src)
             if whole is not None:
                 return whole
@@ -155,9 +155,9 @@ class TransformerEncoderLayer(nn.TransformerEncoderLayer):
             cu_seqlens: (sequences + 1,), int32, where each begins, ending at total.
             max_seqlen: the longest sequence.
         """
-        whole = _encoder_layer.run(self, src.unsqueeze(0), cu_seqlens, max_seqlen)
+        whole = _encoder_layer.run(self, src, cu_seqlens, max_seqlen)
         if whole is not None:
-            return whole.squeeze(0)
+            return whole
 
         def attend(x: Tensor) -> Tensor:
             return cast(MultiheadAttention, self.self_attn).forward_packed(x, cu_seqlens, max_seqlen)
