@@ -38,6 +38,8 @@ def onnxruntime(model: nn.Module, example: tuple[Tensor, ...]) -> Callable[..., 
             program.save(path)  # type: ignore[union-attr]
             options = runtime.SessionOptions()
             options.intra_op_num_threads = threads
+            # Its threads would go on spinning while the next peer of the round is timed.
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
             return runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"]), names
 
     def call(*inputs: Tensor) -> Tensor:
