@@ -49,15 +49,17 @@ def feed_forward(
     matrix_product("w1", w1, "x", x)
     hidden = w1.shape[0]
     _checks.like("w2", w2, "x", x)
-    _checks.rank("w2", w2, "(d_out, dim_feedforward)", 2)
-    if w2.shape[1] != hidden:
+    if w2.ndim != 2:
+        _checks.rank("w2", w2, "(d_out, dim_feedforward)", 2)
+    outer, inner = w2.shape
+    if inner != hidden:
         raise ValueError(
             f"w2 has shape {tuple(w2.shape)}; expected (d_out, {hidden}), as w1 has dim_feedforward {hidden}"
         )
     if b1 is not None:
         vector("b1", b1, hidden, "dim_feedforward", x)
     if b2 is not None:
-        vector("b2", b2, w2.shape[0], "d_out", x)
+        vector("b2", b2, outer, "d_out", x)
     if w_gate is not None:
         matrix_product("w_gate", w_gate, "x", x)
         if w_gate.shape[0] != hidden:

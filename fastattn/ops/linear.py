@@ -70,7 +70,8 @@ def matrix_product(name: str, weight: Tensor, x_name: str, x: Tensor) -> None:
     _checks.like(name, weight, x_name, x)
     if x.ndim == 0:
         raise ValueError(f"{x_name} has no dimensions; expected (…, in_features)")
-    _checks.rank(name, weight, "(out_features, in_features)", 2)
+    if weight.ndim != 2:
+        _checks.rank(name, weight, "(out_features, in_features)", 2)
     if weight.shape[1] != x.shape[-1]:
         raise ValueError(
             f"{x_name} has {x.shape[-1]} features but {name} has shape {tuple(weight.shape)}; expected "
