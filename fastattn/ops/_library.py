@@ -42,7 +42,7 @@ class Op:
     def __init__(self, op: str, direction: str, overload: torch._ops.OpOverload) -> None:
         self.op, self.direction, self.overload = op, direction, overload
         arguments = overload._schema.arguments
-        self._tensors = [i for i, argument in enumerate(arguments) if "Tensor" in str(argument.type)]
+        self.tensors = [i for i, argument in enumerate(arguments) if "Tensor" in str(argument.type)]
         self._modules = {name: grid.get(op) for name, grid in BACKENDS.items()}
 
     def __call__(self, *args):
@@ -50,7 +50,7 @@ class Op:
 
     def unwatched(self, *args):
         """A call of which `watched` has been asked."""
-        for i in self._tensors:
+        for i in self.tensors:
             x = args[i]
             if x is not None and x.is_neg():
                 return self.kernel(*self._without_negated_views(args))
@@ -59,7 +59,7 @@ class Op:
     def _without_negated_views(self, args: tuple) -> list:
         """Kernels read memory, and a view (the imaginary part of a conjugate) may stand for the negative of what lies there."""
         resolved = list(args)
-        for i in self._tensors:
+        for i in self.tensors:
             argument = self.overload._schema.arguments[i]
             if args[i] is None or not args[i].is_neg():
                 continue
@@ -97,7 +97,8 @@ def define_composite(op: str, schema: str) -> torch._ops.OpOverload:
     return getattr(torch.ops.fastattn, op).default
 
 
-_APPLY_UNWATCHED: dict[type[torch.autograd.Function], Callable] = {}
+# For each Function its twin's `apply`, and which of the arguments are tensors.
+_UNWATCHED: dict[type[torch.autograd.Function], tuple[Callable, list[int]]] = {}
 
 
 def differentiable(op: Op) -> Callable[[type[torch.autograd.Function]], type[torch.autograd.Function]]:
@@ -117,7 +118,7 @@ def differentiable(op: Op) -> Callable[[type[torch.autograd.Function]], type[tor
         function.generate_vmap_rule = True
         members = {"forward": staticmethod(forward), "backward": staticmethod(function.backward)}
         twin = type(function.__name__, (torch.autograd.Function,), members)
-        _APPLY_UNWATCHED[function] = super(torch.autograd.Function, twin).apply  # type: ignore[misc]
+        _UNWATCHED[function] = super(torch.autograd.Function, twin).apply, op.tensors  # type: ignore[misc]
         return function
 
     return complete
@@ -142,12 +143,14 @@ def record(function: type[torch.autograd.Function], *args):
 
 def record_unwatched(function: type[torch.autograd.Function], *args):
     """The same, of a call of which `watched` has been asked."""
-    for arg in args:
+    apply, tensors = _UNWATCHED[function]
+    for i in tensors:
+        arg = args[i]
         if type(arg) is Tensor and is_functorch_wrapped_tensor(arg):
             # It has outlived the transform it was made in, and stands for another one; `Function.apply` knows it, too.
             args = tuple(unwrap_if_dead(arg) if type(arg) is Tensor else arg for arg in args)
             break
-    return _APPLY_UNWATCHED[function](*args)
+    return apply(*args)
 
 
 def fits(check: str, *args) -> bool:
