@@ -7,7 +7,7 @@
 //  3. csrc/bindings_<op>.cpp: a function that takes Tensor (a torch.Tensor or None) and numbers, checks them once more
 //     with the check_* functions (a kernel trusts its arguments; a wrong one would crash the process), fills the struct
 //     and calls `run(&Kernels::<kernel>, arguments)`, which releases the GIL. A static Binding registers it:
-//         static Binding binding([](py::module_& m) { m.def("<op>_forward", &forward, py::arg("x"), …); });
+//         Binding <op>_binding([](py::module_& m) { m.def("<op>_forward", &forward, py::arg("x"), …); });
 //  4. fastattn/backends/cpu/<op>.py: allocates the outputs and calls `_native.C.<op>_forward(…)`.
 // Outputs are allocated in Python and passed in; a binding returns nothing.
 #include "bindings.h"

@@ -70,7 +70,7 @@ void attention_varlen_backward(Tensor grad_out, Tensor grad_lse, Tensor query, T
     run(&Kernels::attention_backward, args);
 }
 
-Binding binding([](py::module_& m) {
+Binding attention_backward_binding([](py::module_& m) {
     using py::arg;
     m.def("attention_backward", &attention_backward, arg("grad_out"), arg("grad_lse"), arg("query"), arg("key"),
           arg("value"), arg("attn_mask"), arg("alibi_slopes"), arg("seed"), arg("out"), arg("lse"), arg("grad_query"),

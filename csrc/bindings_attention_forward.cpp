@@ -116,7 +116,7 @@ bool attention_with_kvcache_fits(Tensor query, Tensor k_cache, Tensor v_cache, T
     return passes(query, [&] { set_cached(args, query, k_cache, v_cache, k, v, cache_seqlens); });
 }
 
-Binding binding([](py::module_& m) {
+Binding attention_forward_binding([](py::module_& m) {
     using py::arg;
     m.def("attention_forward", &attention_forward, arg("query"), arg("key"), arg("value"), arg("attn_mask"),
           arg("alibi_slopes"), arg("seed"), arg("out"), arg("lse"), arg("scale"), arg("window_left"),

@@ -116,7 +116,7 @@ bool encoder_layer_fits(Tensor x, Tensor w_query, Tensor b_query, Tensor w_key, 
     }
 }
 
-Binding binding([](py::module_& m) {
+Binding encoder_layer_binding([](py::module_& m) {
     using py::arg;
     m.def("encoder_layer_forward", &encoder_layer_forward, arg("x"), arg("w_query"), arg("b_query"), arg("w_key"),
           arg("b_key"), arg("w_value"), arg("b_value"), arg("w_out"), arg("b_out"), arg("norm1_weight"),

@@ -68,7 +68,7 @@ void feed_forward_backward(Tensor grad_out, Tensor x, Tensor w1, Tensor w2, Tens
     run(&Kernels::feed_forward_backward, args);
 }
 
-Binding binding([](py::module_& m) {
+Binding feed_forward_binding([](py::module_& m) {
     using py::arg;
     m.def("feed_forward_forward", &feed_forward_forward, arg("x"), arg("w1"), arg("b1"), arg("w2"), arg("b2"),
           arg("w_gate"), arg("seed"), arg("out"), arg("pre"), arg("pre_gate"), arg("activation"), arg("dropout_p"));

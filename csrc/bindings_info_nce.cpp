@@ -40,7 +40,7 @@ void info_nce(Tensor query, Tensor positive, Tensor negatives, Tensor temperatur
     run(&Kernels::info_nce, args);
 }
 
-Binding binding([](py::module_& m) {
+Binding info_nce_binding([](py::module_& m) {
     using py::arg;
     m.def("info_nce", &info_nce, arg("query"), arg("positive"), arg("negatives"), arg("temperature"), arg("grad_loss"),
           arg("loss"), arg("grad_query"), arg("grad_positive"), arg("grad_negatives"), arg("grad_temperature"),

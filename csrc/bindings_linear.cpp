@@ -95,7 +95,7 @@ void linear_backward(Tensor grad_out, Tensor x, Tensor weight, Tensor pre, Tenso
     run(&Kernels::linear_backward, args);
 }
 
-Binding binding([](py::module_& m) {
+Binding linear_binding([](py::module_& m) {
     using py::arg;
     m.def("linear_forward", &linear_forward, arg("x"), arg("weight"), arg("bias"), arg("residual"), arg("out"),
           arg("pre"), arg("activation"));

@@ -64,7 +64,7 @@ void linear_cross_entropy(Tensor x, Tensor weight, Tensor target, Tensor bias, T
     run(&Kernels::linear_cross_entropy, args);
 }
 
-Binding binding([](py::module_& m) {
+Binding linear_cross_entropy_binding([](py::module_& m) {
     using py::arg;
     m.def("linear_cross_entropy", &linear_cross_entropy, arg("x"), arg("weight"), arg("target"), arg("bias"),
           arg("class_weight"), arg("grad_loss"), arg("loss"), arg("grad_x"), arg("grad_weight"), arg("grad_bias"),

@@ -116,7 +116,7 @@ void rms_norm_backward(Tensor grad_out, Tensor grad_sum, Tensor sum, Tensor weig
              dropout_p);
 }
 
-Binding binding([](py::module_& m) {
+Binding norm_binding([](py::module_& m) {
     using py::arg;
     m.def("layer_norm_forward", &layer_norm_forward, arg("x"), arg("weight"), arg("bias"), arg("residual"), arg("seed"),
           arg("out"), arg("sum"), arg("mean"), arg("rstd"), arg("eps"), arg("dropout_p"));
