@@ -14,6 +14,7 @@
 
 #include <vector>
 
+#include "cpu/parallel.h"
 #include "dlpack.h"
 
 namespace fastattn {
@@ -207,6 +208,14 @@ void check_writable(const Tensor& tensor, const char* name) {
             value_error(std::string(name) + " is written to and must not be an expanded tensor");
         }
     }
+}
+
+void check_output(const Tensor& tensor, const char* name) {
+    check_writable(tensor, name);
+    if (tensor.numel() == 0) return;
+    int64_t last = 0;
+    for (int i = 0; i < tensor.rank; ++i) last += (tensor.size[i] - 1) * tensor.stride[i];
+    use_huge_pages(tensor.data, static_cast<size_t>((last + 1) * element_size(tensor.dtype)));
 }
 
 Tensor as_matrix(const Tensor& tensor, const char* name) {

@@ -41,6 +41,9 @@ void check_shape(const Tensor& tensor, const char* name, std::initializer_list<i
 void check_contiguous(const Tensor& tensor, const char* name);
 // A tensor that is written to must not have elements on top of each other (an expanded tensor).
 void check_writable(const Tensor& tensor, const char* name);
+// The same of a tensor that is about to be filled, mostly fresh memory: a large one gets huge pages. Nothing for an absent
+// one.
+void check_output(const Tensor& tensor, const char* name);
 // A tensor (…, features) as the matrix (rows, features) that it is. Refused if its leading dimensions are no single one in
 // memory.
 Tensor as_matrix(const Tensor& tensor, const char* name);

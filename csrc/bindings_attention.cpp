@@ -107,7 +107,7 @@ void check_heads_and_bias(const AttentionScore& args, DType dtype) {
 void check_output(const Tensor& tensor, const char* name, DType dtype, std::initializer_list<int64_t> shape) {
     check_dtype(tensor, name, {dtype});
     check_shape(tensor, name, shape);
-    check_writable(tensor, name);
+    check_output(tensor, name);
 }
 
 Tensor batched(const Tensor& packed, int64_t batch) {

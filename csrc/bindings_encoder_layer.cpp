@@ -89,8 +89,7 @@ void encoder_layer_forward(Tensor x, Tensor w_query, Tensor b_query, Tensor w_ke
               {w_query, b_query, w_key, b_key, w_value, b_value, w_out, b_out, norm1_weight, norm1_bias, w1, b1, w2, b2,
                norm2_weight, norm2_bias},
               cu_seqlens, heads, max_seqlen);
-    check_dtype(out, "out", {x.dtype});
-    check_shape(out, "out", {x.size[0], x.size[1], x.size[2]});
+    check_output(out, "out", x.dtype, {x.size[0], x.size[1], x.size[2]});
     args.out = as_rows(out, "out");
     args.activation = read_activation(activation);
     args.scale = static_cast<float>(scale);

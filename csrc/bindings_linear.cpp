@@ -27,7 +27,7 @@ Tensor row_matrix_like(const Tensor& tensor, const char* name, const Tensor& x, 
 
 Tensor written_rows(const Tensor& tensor, const char* name, const Tensor& x, int64_t rows, int64_t columns) {
     const Tensor matrix = row_matrix_like(tensor, name, x, rows, columns);
-    check_writable(matrix, name);
+    check_output(matrix, name);
     return matrix;
 }
 
@@ -46,7 +46,7 @@ Tensor weight_gradient(const Tensor& gradient, const char* name, const Tensor& x
     if (!gradient.present()) return gradient;
     check_dtype(gradient, name, {x.dtype});
     check_shape(gradient, name, {rows, columns});
-    check_writable(gradient, name);
+    check_output(gradient, name);
     if (!gradient.unit_last_stride() && gradient.size[0] > 1 && gradient.stride[0] != 1) {
         value_error(std::string(name) + " must lie along one of its dimensions in memory");
     }
@@ -90,7 +90,7 @@ void linear_backward(Tensor grad_out, Tensor x, Tensor weight, Tensor pre, Tenso
     args.grad_x = written_rows_or_absent(grad_x, "grad_x", x, rows, depth);
     args.grad_weight = weight_gradient(grad_weight, "grad_weight", x, columns, depth);
     check_bias(grad_bias, "grad_bias", x, columns);
-    check_writable(grad_bias, "grad_bias");
+    check_output(grad_bias, "grad_bias");
     args.grad_bias = grad_bias;
     run(&Kernels::linear_backward, args);
 }

@@ -26,6 +26,11 @@ void check_like(const Tensor& tensor, const char* name, const Tensor& other) {
     check_contiguous(tensor, name);
 }
 
+void check_output_like(const Tensor& tensor, const char* name, const Tensor& other) {
+    check_like(tensor, name, other);
+    check_output(tensor, name);
+}
+
 void check_like_or_absent(const Tensor& tensor, const char* name, const Tensor& other) {
     if (tensor.present()) check_like(tensor, name, other);
 }
@@ -57,9 +62,9 @@ void forward(Norm norm, const Tensor& x, const Tensor& weight, const Tensor& bia
     check_vector(weight, "weight", x, dim);
     check_vector(bias, "bias", x, dim);
     check_like_or_absent(residual, "residual", x);
-    check_like(out, "out", x);
+    check_output_like(out, "out", x);
     if (residual.present() || dropout_p > 0.0) {
-        check_like(sum, "sum", x);
+        check_output_like(sum, "sum", x);
     } else {
         check_absent(sum, "sum", "without residual and dropout");
     }
@@ -80,9 +85,9 @@ void backward(Norm norm, const Tensor& grad_out, const Tensor& grad_sum, const T
     check_vector(weight, "weight", sum, dim);
     if (norm == Norm::kLayer) check_statistic(mean, "mean", rows);
     check_statistic(rstd, "rstd", rows);
-    check_like(grad_residual, "grad_residual", sum);
+    check_output_like(grad_residual, "grad_residual", sum);
     if (dropout_p > 0.0) {
-        check_like(grad_x, "grad_x", sum);
+        check_output_like(grad_x, "grad_x", sum);
     } else {
         check_absent(grad_x, "grad_x", "without dropout");
     }

@@ -273,6 +273,7 @@ void append(const AttentionForward& args) {
         const int64_t b = pair / args.kv_heads, h = pair % args.kv_heads;
         const int64_t position = args.cache_seqlens.as<int32_t>()[b];
         auto copy = [&](const Tensor& from, const Tensor& to) {
+            if (from.numel() == 0) return;  // memory may be null then
             for (int64_t t = 0; t < args.new_keys; ++t) {
                 const T* source = from.as<T>() + offset_of(from, b, h, t);
                 T* target = to.as<T>() + offset_of(to, b, h, position + t);

@@ -24,8 +24,6 @@ namespace {
 
 constexpr int64_t kChunkRows = 1024;
 
-int64_t element_size(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
-
 // Rows of a contiguous matrix, as one.
 Tensor rows_from(const Tensor& matrix, int64_t first, int64_t count) {
     Tensor rows = matrix;

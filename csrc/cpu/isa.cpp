@@ -63,6 +63,8 @@ const Kernels& table_named(const char* name) {
 
 std::atomic<const Kernels*> in_use{nullptr};
 
+constexpr size_t kHugePage = size_t{1} << 21, kHugeFrom = 2 * kHugePage;
+
 }  // namespace
 
 const char* usable_isa(int i) {
@@ -88,15 +90,25 @@ const Kernels& kernels() {
 void select_isa(const char* name) { in_use.store(&table_named(name), std::memory_order_release); }
 
 void* scratch_allocate(size_t bytes) {
-    constexpr size_t kLine = 64, kHugePage = size_t{1} << 21;
-    const bool large = bytes >= 2 * kHugePage;
+    constexpr size_t kLine = 64;
     void* memory = nullptr;
-    if (posix_memalign(&memory, large ? kHugePage : kLine, bytes ? bytes : kLine) != 0) throw std::bad_alloc();
-#ifdef MADV_HUGEPAGE
-    // One fault for 2 MiB: those of small pages took a tenth of the backward of feed_forward, which fills its scratch once.
-    if (large) madvise(memory, bytes / kHugePage * kHugePage, MADV_HUGEPAGE);
-#endif
+    if (posix_memalign(&memory, bytes >= kHugeFrom ? kHugePage : kLine, bytes ? bytes : kLine) != 0) {
+        throw std::bad_alloc();
+    }
+    use_huge_pages(memory, bytes);
     return memory;
+}
+
+// One fault for 2 MiB. Those of small pages take two to three times as long as filling the memory, and glibc returns
+// blocks of 32 MiB and more to the system each time they are freed.
+void use_huge_pages(void* memory, size_t bytes) {
+#ifdef MADV_HUGEPAGE
+    if (bytes < kHugeFrom) return;
+    const auto begin = reinterpret_cast<uintptr_t>(memory);
+    const uintptr_t first = (begin + kHugePage - 1) / kHugePage * kHugePage,
+                    end = (begin + bytes) / kHugePage * kHugePage;
+    madvise(reinterpret_cast<void*>(first), end - first, MADV_HUGEPAGE);
+#endif
 }
 
 void scratch_free(void* memory) { free(memory); }

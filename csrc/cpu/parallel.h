@@ -19,6 +19,10 @@ namespace fastattn {
 void* scratch_allocate(size_t bytes);
 void scratch_free(void* memory);
 
+// Asks for huge pages under memory that is about to be filled, if it is large enough for any: a hint, without which
+// nothing changes but the time.
+void use_huge_pages(void* memory, size_t bytes);
+
 }  // namespace fastattn
 
 #ifdef FASTATTN_ISA

@@ -13,6 +13,22 @@ namespace fastattn {
 
 enum class DType : int32_t { kAbsent, kFloat32, kBFloat16, kFloat16, kFloat64, kInt32, kInt64, kBool };
 
+constexpr int64_t element_size(DType dtype) {
+    switch (dtype) {
+        case DType::kFloat64:
+        case DType::kInt64:
+            return 8;
+        case DType::kFloat32:
+        case DType::kInt32:
+            return 4;
+        case DType::kBFloat16:
+        case DType::kFloat16:
+            return 2;
+        default:
+            return 1;
+    }
+}
+
 // The 16-bit floating types as they lie in memory; simd.h converts them.
 struct BFloat16 {
     uint16_t bits;
