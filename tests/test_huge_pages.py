@@ -13,7 +13,9 @@ SETTING = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 pytestmark = [
     pytest.mark.kernel,
-    pytest.mark.skipif(not SETTING.exists() or "[never]" in SETTING.read_text(), reason="no transparent huge pages here"),
+    pytest.mark.skipif(
+        not SETTING.exists() or "[never]" in SETTING.read_text(), reason="no transparent huge pages here"
+    ),
 ]
 
 

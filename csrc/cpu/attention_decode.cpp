@@ -110,6 +110,7 @@ class FewQueries {
         Element* weights = reinterpret_cast<Element*>(kPairs ? scores + task_rows_ * part_ : scores);
         const Sequence seq = sequence_of(args_, b);
         const int64_t rows = group_ * seq.q_len;
+        if (rows == 0) return;  // an empty sequence beside others
         const KeyRange seen = visible_keys(args_, seq, 0, seq.q_len - 1);
         const int64_t begin = larger(seen.begin, part * part_), end = smaller(seen.end, (part + 1) * part_);
         if (begin >= end) {

@@ -1,8 +1,11 @@
-// Which instruction set's kernels run: chosen once by cpuid, or by name. Compiled once, for any machine.
+// Which instruction set's kernels run: chosen once by cpuid, or by name. And what kernels ask of the system: memory, and
+// whether there are threads. Compiled once, for any machine.
 #include <stdlib.h>
 #include <string.h>
 #if defined(__linux__)
+#    include <pthread.h>
 #    include <sys/mman.h>
+#    include <sys/stat.h>
 #endif
 
 #include <atomic>
@@ -110,6 +113,26 @@ void use_huge_pages(void* memory, size_t bytes) {
     madvise(reinterpret_cast<void*>(first), end - first, MADV_HUGEPAGE);
 #endif
 }
+
+#if defined(__linux__)
+namespace {
+
+bool other_threads_at_fork = false, forked_from_threads = false;
+
+void before_fork() {
+    struct stat tasks;  // a directory with one entry a thread, beside "." and ".."
+    other_threads_at_fork = stat("/proc/self/task", &tasks) != 0 || tasks.st_nlink > 3;
+}
+void in_child() { forked_from_threads = forked_from_threads || other_threads_at_fork; }
+
+[[maybe_unused]] const int watching = pthread_atfork(before_fork, nullptr, in_child);
+
+}  // namespace
+
+bool threads_lost() { return forked_from_threads; }
+#else
+bool threads_lost() { return false; }
+#endif
 
 void scratch_free(void* memory) { free(memory); }
 

@@ -23,6 +23,9 @@ void scratch_free(void* memory);
 // nothing changes but the time.
 void use_huge_pages(void* memory, size_t bytes);
 
+// Whether this process was forked from one with threads. OpenMP would wait forever for them: they do not come along.
+bool threads_lost();
+
 }  // namespace fastattn
 
 #ifdef FASTATTN_ISA
@@ -31,7 +34,7 @@ namespace fastattn::FASTATTN_ISA {
 // How many threads parallel_for will use at most for this many tasks; scratch is laid out by it.
 inline int thread_count(int64_t tasks) {
 #    ifdef _OPENMP
-    const int64_t most = omp_get_max_threads();
+    const int64_t most = threads_lost() ? 1 : omp_get_max_threads();
 #    else
     const int64_t most = 1;
 #    endif
