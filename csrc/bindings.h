@@ -50,6 +50,17 @@ Tensor as_matrix(const Tensor& tensor, const char* name);
 // The seed of a dropout: an int64 tensor with one element, or absent where dropout_p is 0. Checks dropout_p, too.
 uint64_t read_seed(const Tensor& seed, double dropout_p);
 
+// Whether a check finds nothing wrong.
+template <class Check>
+bool passes(const Check& check) {
+    try {
+        check();
+        return true;
+    } catch (const py::builtin_exception&) {
+        return false;
+    }
+}
+
 // ---- Running --------------------------------------------------------------------------------------------------------
 
 // Called with the GIL held, before each kernel: gives this thread torch's number of threads. Threads other than the one

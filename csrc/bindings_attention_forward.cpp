@@ -88,32 +88,32 @@ void attention_with_kvcache_forward(Tensor query, Tensor k_cache, Tensor v_cache
 
 // ---- Whether a call's tensors pass these checks, asked before it is made. head_dim is at least 1 there. -------------
 
-template <class Check>
-bool passes(const Tensor& query, const Check& check) {
-    try {
-        check();
-        return query.size[query.rank - 1] > 0;
-    } catch (const py::builtin_exception&) {
-        return false;
-    }
-}
+void check_head_dim(const Tensor& query) { check(query.size[query.rank - 1] > 0, "head_dim must be at least 1"); }
 
 bool attention_fits(Tensor query, Tensor key, Tensor value) {
     AttentionForward args = {};
-    return passes(query, [&] { set_dense(args, query, key, value); });
+    return passes([&] {
+        set_dense(args, query, key, value);
+        check_head_dim(query);
+    });
 }
 
 bool attention_varlen_fits(Tensor query, Tensor key, Tensor value, Tensor cu_seqlens_q, Tensor cu_seqlens_k,
                            int64_t max_seqlen_q, int64_t max_seqlen_k) {
     AttentionForward args = {};
-    return passes(query,
-                  [&] { set_packed(args, query, key, value, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k); });
+    return passes([&] {
+        set_packed(args, query, key, value, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k);
+        check_head_dim(query);
+    });
 }
 
 bool attention_with_kvcache_fits(Tensor query, Tensor k_cache, Tensor v_cache, Tensor k, Tensor v,
                                  Tensor cache_seqlens) {
     AttentionForward args = {};
-    return passes(query, [&] { set_cached(args, query, k_cache, v_cache, k, v, cache_seqlens); });
+    return passes([&] {
+        set_cached(args, query, k_cache, v_cache, k, v, cache_seqlens);
+        check_head_dim(query);
+    });
 }
 
 Binding attention_forward_binding([](py::module_& m) {

@@ -103,16 +103,10 @@ bool encoder_layer_fits(Tensor x, Tensor w_query, Tensor b_query, Tensor w_key, 
                         Tensor b_value, Tensor w_out, Tensor b_out, Tensor norm1_weight, Tensor norm1_bias, Tensor w1,
                         Tensor b1, Tensor w2, Tensor b2, Tensor norm2_weight, Tensor norm2_bias, Tensor cu_seqlens,
                         int64_t heads, int64_t max_seqlen) {
-    try {
-        EncoderLayer args = {};
-        set_layer(args, x,
-                  {w_query, b_query, w_key, b_key, w_value, b_value, w_out, b_out, norm1_weight, norm1_bias, w1, b1, w2,
-                   b2, norm2_weight, norm2_bias},
-                  cu_seqlens, heads, max_seqlen);
-        return true;
-    } catch (const py::builtin_exception&) {
-        return false;
-    }
+    EncoderLayer args = {};
+    const Weights weights = {w_query,      b_query,    w_key, b_key, w_value, b_value, w_out,        b_out,
+                             norm1_weight, norm1_bias, w1,    b1,    w2,      b2,      norm2_weight, norm2_bias};
+    return passes([&] { set_layer(args, x, weights, cu_seqlens, heads, max_seqlen); });
 }
 
 Binding encoder_layer_binding([](py::module_& m) {

@@ -1,4 +1,4 @@
-// feed_forward_forward, feed_forward_backward.
+// feed_forward_forward, feed_forward_backward, feed_forward_fits.
 #include "bindings_linear.h"
 
 namespace fastattn {
@@ -10,10 +10,11 @@ struct Network {
     int64_t rows, inner, hidden, outer;
 };
 
-Network read_network(const Tensor& x, const Tensor& w1, const Tensor& w2, const Tensor& w_gate) {
+// All but x, which may be no matrix in memory.
+Network read_weights(const Tensor& x, const Tensor& w1, const Tensor& w2, const Tensor& w_gate) {
     check_floating(x, "x");
-    Network net{as_matrix(x, "x"), w1, w2, w_gate, 0, 0, 0, 0};
-    net.rows = net.x.size[0], net.inner = net.x.size[1];
+    check(x.rank > 0, "x must have at least one dimension");
+    Network net{{}, w1, w2, w_gate, 0, x.size[x.rank - 1], 0, 0};
     check_dtype(w1, "w1", {x.dtype});
     check_shape(w1, "w1", {-1, net.inner});
     net.hidden = w1.size[0];
@@ -25,6 +26,29 @@ Network read_network(const Tensor& x, const Tensor& w1, const Tensor& w2, const 
         check_shape(w_gate, "w_gate", {net.hidden, net.inner});
     }
     return net;
+}
+
+Network read_network(const Tensor& x, const Tensor& w1, const Tensor& w2, const Tensor& w_gate) {
+    Network net = read_weights(x, w1, w2, w_gate);
+    net.x = as_matrix(x, "x");
+    net.rows = net.x.size[0];
+    return net;
+}
+
+// A bias, whatever its stride.
+void check_size(const Tensor& bias, const char* name, const Tensor& x, int64_t size) {
+    if (!bias.present()) return;
+    check_dtype(bias, name, {x.dtype});
+    check_shape(bias, name, {size});
+}
+
+// Whether a call's tensors pass the ops layer's checks.
+bool feed_forward_fits(Tensor x, Tensor w1, Tensor b1, Tensor w2, Tensor b2, Tensor w_gate) {
+    return passes([&] {
+        const Network net = read_weights(x, w1, w2, w_gate);
+        check_size(b1, "b1", x, net.hidden);
+        check_size(b2, "b2", x, net.outer);
+    });
 }
 
 void feed_forward_forward(Tensor x, Tensor w1, Tensor b1, Tensor w2, Tensor b2, Tensor w_gate, Tensor seed, Tensor out,
@@ -70,6 +94,7 @@ void feed_forward_backward(Tensor grad_out, Tensor x, Tensor w1, Tensor w2, Tens
 
 Binding feed_forward_binding([](py::module_& m) {
     using py::arg;
+    m.def("feed_forward_fits", &feed_forward_fits);
     m.def("feed_forward_forward", &feed_forward_forward, arg("x"), arg("w1"), arg("b1"), arg("w2"), arg("b2"),
           arg("w_gate"), arg("seed"), arg("out"), arg("pre"), arg("pre_gate"), arg("activation"), arg("dropout_p"));
     m.def("feed_forward_backward", &feed_forward_backward, arg("grad_out"), arg("x"), arg("w1"), arg("w2"),

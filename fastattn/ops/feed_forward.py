@@ -46,6 +46,26 @@ def feed_forward(
     """
     if _autocast.active(x):
         x, w1, b1, w2, b2, w_gate = _autocast.cast(x, w1, b1, w2, b2, w_gate)
+    tensors = (x, w1, b1, w2, b2, w_gate)
+    plain = not _library.watched(*tensors)
+    if not (plain and _library.fits("feed_forward_fits", *tensors)):
+        _check_network(*tensors)
+    name = activation_name(activation)
+    recorded = _library.needs_grad(*tensors)
+    args = (*tensors, _seed.draw(dropout_p, x.device), name, float(dropout_p), recorded)
+    backend = dispatch.choose("feed_forward", args)
+    if backend == "eager":
+        return _eager(*args)[0]
+    if recorded:
+        record = _library.record_unwatched if plain else _library.record
+        return record(_FeedForward, *args, backend)[0]
+    forward = _forward.unwatched if plain else _forward
+    return forward(*args, backend)[0]
+
+
+def _check_network(
+    x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None, w_gate: Tensor | None
+) -> None:
     matrix_product("w1", w1, "x", x)
     hidden = w1.shape[0]
     _checks.like("w2", w2, "x", x)
@@ -64,15 +84,6 @@ def feed_forward(
         matrix_product("w_gate", w_gate, "x", x)
         if w_gate.shape[0] != hidden:
             raise ValueError(f"w_gate has shape {tuple(w_gate.shape)} but w1 has {tuple(w1.shape)}; they must be equal")
-    name = activation_name(activation)
-    recorded = _library.needs_grad(x, w1, b1, w2, b2, w_gate)
-    args = (x, w1, b1, w2, b2, w_gate, _seed.draw(dropout_p, x.device), name, float(dropout_p), recorded)
-    backend = dispatch.choose("feed_forward", args)
-    if backend == "eager":
-        return _eager(*args)[0]
-    if recorded:
-        return _library.record(_FeedForward, *args, backend)[0]
-    return _forward(*args, backend)[0]
 
 
 def _fake_forward(x, w1, b1, w2, b2, w_gate, seed, activation, dropout_p, save_pre, backend):
