@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
@@ -272,3 +273,7 @@ SAMPLES = [
 ]
 
 assert {sample.op for sample in SAMPLES} == set(OPS), "every op has samples"
+
+# A row a sample and backend that takes it: a backend that learns an op comes under the rules by itself.
+TAKEN = [pytest.param(sample, backend, id=f"{sample}-{backend}") for sample in SAMPLES for backend in sample.backends()]
+FUSED = [row for row in TAKEN if row.values[1] != "eager"]

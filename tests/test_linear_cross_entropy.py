@@ -137,6 +137,21 @@ def test_the_matrix_of_logits_is_never_formed() -> None:
         assert most_memory_of(lambda: fastattn.linear_cross_entropy(x, weight, target).backward()) < 64 << 20
 
 
+@needs_linux
+@pytest.mark.parametrize("scale", [1.0, 0.25])
+def test_gradients_exist_once(scale: float) -> None:
+    """They are found with the loss, and multiplied in place by what it receives."""
+    x, weight = torch.randn(64, 1024, requires_grad=True), torch.randn(16_000, 1024, requires_grad=True)
+    target = torch.randint(0, 16_000, (64,))
+
+    def step() -> None:
+        weight.grad = None
+        (fastattn.linear_cross_entropy(x, weight, target) * scale).backward()
+
+    with fastattn.use_backend("cpu"):
+        assert most_memory_of(step) < 1.5 * weight.nbytes
+
+
 def test_bindings_refuse_what_a_kernel_cannot_take() -> None:
     good = {
         "x": torch.randn(4, 6),

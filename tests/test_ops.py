@@ -1,15 +1,11 @@
-"""The rules for all ops, whatever backends each has: registration, gradients, compilation, transforms, threads."""
+"""The rules for all ops, whatever backends each has: registration, gradients, compilation, transforms."""
 
-import os
-import subprocess
-import sys
-import threading
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from samples import SAMPLES, Sample, direction, gradients, leaves, run, substitute, tensors
+from samples import FUSED, SAMPLES, TAKEN, Sample, direction, gradients, leaves, run, substitute, tensors
 from torch import Tensor
 from torch._inductor.compile_fx import compile_fx
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -21,9 +17,6 @@ from fastattn.backends import BACKENDS, OPS
 
 KERNELS = [backend for backend in BACKENDS if backend != "eager"]
 EVERY = [pytest.param(sample, id=str(sample)) for sample in SAMPLES]
-# A row a sample and backend that takes it: a backend that learns an op comes under the rules by itself.
-TAKEN = [pytest.param(sample, backend, id=f"{sample}-{backend}") for sample in SAMPLES for backend in sample.backends()]
-FUSED = [row for row in TAKEN if row.values[1] != "eager"]
 
 
 def composite(op: str) -> bool:
@@ -190,6 +183,19 @@ def test_forward_mode_differentiation_is_eagers(sample: Sample) -> None:
         args, kwargs = arguments
         for backend, reason in fastattn.explain(sample.op, *args, **kwargs).reasons.items():
             assert backend == "eager" or "forward-mode" in reason or "has no" in reason
+
+
+@pytest.mark.parametrize(("sample", "backend"), [row for row in FUSED if not row.values[0].inference])
+def test_a_kept_graph_gives_the_same_gradients_again(sample: Sample, backend: str) -> None:
+    """Whatever the caller does with the first ones."""
+    args, kwargs = arguments = sample.arguments()
+    with fastattn.use_backend(backend):
+        outputs = tensors(sample.function(*args, **kwargs))
+        first = gradients(outputs, leaves(arguments), retain_graph=True)
+        expected = [grad.clone() for grad in first]
+        for grad in first:
+            grad.zero_()
+        torch.testing.assert_close(gradients(outputs, leaves(arguments)), expected, rtol=0.0, atol=0.0, equal_nan=True)
 
 
 # ---- Compilation -----------------------------------------------------------------------------------------------------
@@ -489,97 +495,3 @@ def test_explain_raises_the_calls_own_errors_and_leaves_nothing_behind() -> None
     with pytest.raises(TypeError):
         fastattn.explain("linear", torch.ones(2, 3), no_such_argument=1)
     assert isinstance(fastattn.linear(torch.ones(2, 3), torch.ones(4, 3)), Tensor)
-
-
-# ---- Threads and processes -------------------------------------------------------------------------------------------
-
-
-def in_threads(function: Callable[[], Any], count: int = 4) -> list[Any]:
-    """What the function returns when as many Python threads call it at the same time."""
-    results: list[Any] = [None] * count
-    start = threading.Barrier(count)
-
-    def target(index: int) -> None:
-        start.wait()
-        try:
-            results[index] = function()
-        except BaseException as error:
-            results[index] = error
-
-    threads = [threading.Thread(target=target, args=(index,)) for index in range(count)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for result in results:
-        if isinstance(result, BaseException):
-            raise result
-    return results
-
-
-@pytest.mark.parametrize(("sample", "backend"), [row for row in FUSED if not row.values[0].random])
-def test_threads_get_the_same_bits(sample: Sample, backend: str) -> None:
-    def results() -> list[Tensor]:
-        args, kwargs = arguments = sample.arguments()
-        outputs = tensors(sample.function(*args, **kwargs))
-        return [*outputs, *gradients(outputs, leaves(arguments))]
-
-    with fastattn.use_backend(backend):
-        expected = results()
-        for rounds in in_threads(lambda: [results() for _ in range(5)]):
-            for found in rounds:
-                assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
-
-
-def test_explain_in_one_thread_leaves_calls_in_others_alone() -> None:
-    x = torch.ones(2, 3)
-
-    def both() -> None:
-        for _ in range(50):
-            assert fastattn.explain("rms_norm", x).reasons["eager"] is None
-            assert fastattn.rms_norm(x).shape == (2, 3)
-
-    in_threads(both)
-
-
-FORKED = """
-import os, torch
-import fastattn
-
-def forward():
-    with torch.no_grad():
-        losses = [fastattn.linear_cross_entropy(x, w, target), fastattn.info_nce(x, x)]
-        rows = [fastattn.layer_norm(x), fastattn.rms_norm(x), fastattn.feed_forward(x, w, None, w, None)]
-        return [*losses, *rows, fastattn.attention(q, q, q), fastattn.linear(x, w, None, activation="gelu")]
-
-def gradients():
-    loss = fastattn.linear_cross_entropy(x, w, target) + fastattn.attention(q, q, q).sum()
-    return torch.autograd.grad(loss, (x, w, q))
-
-def same(results, expected):
-    return all(torch.equal(a, b) for a, b in zip(results, expected, strict=True))
-
-x, w, q = (torch.randn(*shape, requires_grad=True) for shape in ((4000, 300), (300, 300), (2, 4, 300, 64)))
-target = torch.zeros(4000, dtype=torch.int64)
-torch.set_num_threads(2)
-outputs, grads = forward(), gradients()
-child = os.fork()
-grandchild = os.fork() if child == 0 else None
-found = forward()
-if child == 0:
-    torch.set_num_threads(1)
-good = same(found, outputs) and same(gradients(), grads)
-if grandchild:
-    good = good and os.waitpid(grandchild, 0)[1] == 0
-if child == 0:
-    os._exit(0 if good else 3)
-assert good
-assert os.waitpid(child, 0)[1] == 0
-"""
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
-def test_ops_work_in_a_forked_process() -> None:
-    """OpenMP's threads stay behind in a fork. torch's own ops wait for them, unless told to use one thread; kernels do not."""
-    done = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr

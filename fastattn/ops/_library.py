@@ -11,6 +11,7 @@ from types import NoneType
 import torch
 from torch import Tensor
 from torch._C import _are_functorch_transforms_active, _get_tracing_state, _len_torch_dispatch_stack
+from torch._C._autograd import _get_current_graph_task_keep_graph
 from torch._C._functorch import is_functorch_wrapped_tensor, unwrap_if_dead
 from torch.autograd import profiler
 from torch.compiler import is_compiling
@@ -175,6 +176,21 @@ def fits(check: str, *args) -> bool:
 def run_backward(backward: Op, *args) -> tuple:
     """Calls a backward op; where a second derivative might be asked for (create_graph), one that says it has none."""
     return _OnceDifferentiable.apply(backward, *args) if torch.is_grad_enabled() else backward(*args)
+
+
+def scale_found(grad_loss: Tensor, found: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+    """Gradients found with a loss, times what the loss receives: in their own memory, which autograd is about to let go.
+
+    None where they are to be copied: the graph is kept for another backward, somebody watches, or there are none.
+    """
+    if torch.is_grad_enabled() or _get_current_graph_task_keep_graph() or watched(grad_loss, *found):
+        return None
+    if not any(grad.numel() for grad in found):
+        return None
+    if not (grad_loss.is_cpu and grad_loss.item() == 1.0):
+        for grad in found:
+            grad.mul_(grad_loss)
+    return found
 
 
 class _OnceDifferentiable(torch.autograd.Function):

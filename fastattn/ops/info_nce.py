@@ -124,6 +124,9 @@ class _InfoNce(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_loss, *_):
-        grads = _library.run_backward(_backward, grad_loss, *ctx.saved_tensors, *ctx.settings)
+        saved = ctx.saved_tensors
+        grads = _library.scale_found(grad_loss, saved[4:])
+        if grads is None:
+            grads = _library.run_backward(_backward, grad_loss, *saved, *ctx.settings)
         _, needs, _ = ctx.settings
         return *(grad if need else None for grad, need in zip(grads, needs, strict=True)), None, None, None

@@ -142,7 +142,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_loss, *_):
         settings, backend = ctx.settings
-        grads = _library.run_backward(_backward, grad_loss, *ctx.saved_tensors, *settings, backend)
+        saved = ctx.saved_tensors
+        grads = _library.scale_found(grad_loss, saved[5:])
+        if grads is None:
+            grads = _library.run_backward(_backward, grad_loss, *saved, *settings, backend)
         grad_x, grad_weight, grad_bias = (
             grad if need else None for grad, need in zip(grads, settings[-1], strict=True)
         )
