@@ -198,6 +198,27 @@ def test_a_kept_graph_gives_the_same_gradients_again(sample: Sample, backend: st
         torch.testing.assert_close(gradients(outputs, leaves(arguments)), expected, rtol=0.0, atol=0.0, equal_nan=True)
 
 
+class Stop(torch.autograd.Function):
+    """Lets no gradient through."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> None:
+        return None
+
+
+@pytest.mark.parametrize(("sample", "backend"), [row for row in FUSED if not row.values[0].inference])
+def test_no_gradient_comes_from_none(sample: Sample, backend: str) -> None:
+    args, kwargs = arguments = sample.arguments()
+    with fastattn.use_backend(backend):
+        stopped = sum(Stop.apply(out).sum() for out in tensors(sample.function(*args, **kwargs)) if out.requires_grad)
+        grads = torch.autograd.grad(stopped, leaves(arguments), allow_unused=True)
+    assert all(grad is None or not grad.any() for grad in grads)
+
+
 # ---- Compilation -----------------------------------------------------------------------------------------------------
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 import fastattn
 
+
 def in_threads(function: Callable[[], Any], count: int = 4) -> list[Any]:
     """What the function returns when as many Python threads call it at the same time."""
     results: list[Any] = [None] * count

@@ -183,7 +183,7 @@ def scale_found(grad_loss: Tensor, found: tuple[Tensor, ...]) -> tuple[Tensor, .
 
     None where they are to be copied: the graph is kept for another backward, somebody watches, or there are none.
     """
-    if torch.is_grad_enabled() or _get_current_graph_task_keep_graph() or watched(grad_loss, *found):
+    if watched(grad_loss, *found) or torch.is_grad_enabled() or _get_current_graph_task_keep_graph():
         return None
     if not any(grad.numel() for grad in found):
         return None
