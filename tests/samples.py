@@ -246,6 +246,12 @@ SAMPLES = [
     Sample("feed_forward", "gelu-tanh-dropout", lambda t: call(*_gated(t), "gelu_tanh", dropout_p=0.3), random=True),
     Sample("feed_forward", "gated-dropout", lambda t: call(*_gated(t), "gelu", t(6, 4), 0.3), random=True),
     Sample("rotary_embedding", "halves", lambda t: call(*_rotary(t), t(3, 6), t(3, 6))),
+    Sample("rotary_embedding", "fixed-angles", lambda t: call(*_rotary(t), t.fixed(3, 6), t.fixed(3, 6))),
+    Sample(
+        "rotary_embedding",
+        "fixed-angles-interleaved-part",
+        lambda t: call(*_rotary(t), t.fixed(2, 3, 4), t.fixed(2, 3, 4), True),
+    ),
     Sample("rotary_embedding", "interleaved-part", lambda t: call(*_rotary(t), t(2, 3, 4), t(2, 3, 4), True)),
     Sample("linear_cross_entropy", "mean", lambda t: call(*_loss(t, 2, -100))),
     Sample("linear_cross_entropy", "sum", lambda t: call(*_loss(t, 1, 3), t(5), label_smoothing=0.1, reduction="sum")),

@@ -138,11 +138,12 @@ def test_a_second_derivative_of_a_fused_backward_is_an_error_that_says_so(sample
     args, kwargs = arguments = sample.arguments()
     inputs = leaves(arguments)
     with fastattn.use_backend(backend):
-        once = gradients(tensors(sample.function(*args, **kwargs)), inputs, create_graph=True)
+        # Squares, so that the gradient that comes in depends on the inputs, too: a rotation's depends on nothing else.
+        outputs = [out.square() for out in tensors(sample.function(*args, **kwargs))]
+        once = gradients(outputs, inputs, create_graph=True)
         with pytest.raises(
             RuntimeError, match=rf"fastattn\.{sample.op} has no second derivative.*use_backend\('eager'\)"
         ):
-            # (A residual's gradient is grad_out itself, and depends on no input.)
             torch.autograd.grad([grad.square().sum() for grad in once if grad.requires_grad], inputs)
 
 

@@ -169,6 +169,14 @@ struct EncoderLayer {
     bool norm_first;
 };
 
+struct RotaryEmbedding {
+    Tensor q, k;          // (batch, heads or kv_heads, seq, dim), unit stride along dim
+    Tensor cos, sin;      // (batch, seq, rotary_dim), any floating dtype, unit stride along rotary_dim
+    Tensor out_q, out_k;  // as q and k
+    bool interleaved;
+    bool inverse;  // the transposed turn: what the backward does to gradients
+};
+
 // clang-format off
 // X(function, arguments)
 #define FASTATTN_KERNELS(X)                                  \
@@ -189,6 +197,8 @@ struct EncoderLayer {
     /* losses */                                             \
     X(linear_cross_entropy, LinearCrossEntropy)              \
     X(info_nce, InfoNce)                                     \
+    /* positions */                                          \
+    X(rotary_embedding, RotaryEmbedding)                     \
     /* a whole layer */                                      \
     X(encoder_layer, EncoderLayer)
 

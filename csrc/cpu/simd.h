@@ -331,6 +331,19 @@ FASTATTN_INLINE float reduce(Vec v) {
 FASTATTN_INLINE float reduce_add(Vec v) { return detail::reduce<detail::Add>(v); }
 FASTATTN_INLINE float reduce_max(Vec v) { return detail::reduce<detail::Max>(v); }  // NaN or not where a lane is NaN
 
+// (v1, v0, v3, v2, …).
+FASTATTN_INLINE Vec swap_neighbours(Vec v) {
+#if FASTATTN_AVX512
+    return Vec(_mm512_permute_ps(__m512(v), 0xb1));
+#elif FASTATTN_AVX2
+    return Vec(_mm256_permute_ps(__m256(v), 0xb1));
+#else
+    Vec swapped;
+    for (int i = 0; i < kLanes; ++i) swapped[i] = v[i ^ 1];
+    return swapped;
+#endif
+}
+
 // Lane j of rows[i] goes to lane i of rows[j].
 FASTATTN_INLINE void transpose(Vec (&rows)[kLanes]) {
 #if FASTATTN_AVX2

@@ -1,9 +1,13 @@
 """Rotary position embedding of queries and keys."""
 
+import torch
 from torch import Tensor
 
 from .. import dispatch
+from ..backends import BACKENDS
 from . import _checks, _library
+
+_eager = BACKENDS["eager"]["rotary_embedding"].forward
 
 
 def rotary_embedding(
@@ -49,10 +53,59 @@ def rotary_embedding(
     if cos.ndim == 3:
         cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
     args = (q, k, cos, sin, bool(interleaved))
-    dispatch.choose("rotary_embedding", args)
-    return _forward(*args)
+    backend = dispatch.choose("rotary_embedding", args)
+    if backend == "eager":
+        return _eager(*args)
+    args = (_along(q), _along(k), *args[2:])
+    if _library.needs_grad(q, k):
+        return _library.record(_RotaryEmbedding, *args, backend)
+    return _forward(*args, backend)
 
 
-_forward = _library.define_composite(
-    "rotary_embedding", "(Tensor q, Tensor k, Tensor cos, Tensor sin, bool interleaved) -> (Tensor, Tensor)"
+def _along(x: Tensor) -> Tensor:
+    """Kernels take heads that lie along head_dim in memory, one element after the other, and give results of x's strides."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _fake(q, k, cos, sin, interleaved, backend):
+    return torch.empty_like(q), torch.empty_like(k)
+
+
+_forward = _library.define(
+    "rotary_embedding",
+    "(Tensor q, Tensor k, Tensor cos, Tensor sin, bool interleaved) -> (Tensor out_q, Tensor out_k)",
+    _fake,
 )
+_backward = _library.define(
+    "rotary_embedding",
+    "(Tensor grad_q, Tensor grad_k, Tensor cos, Tensor sin, bool interleaved) -> (Tensor, Tensor)",
+    _fake,
+    "backward",
+)
+
+
+@_library.differentiable(_forward)
+class _RotaryEmbedding(torch.autograd.Function):
+    @staticmethod
+    def forward(*args):
+        return _forward(*args)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        q, k, cos, sin, *settings = inputs
+        ctx.mark_non_differentiable(*(out for x, out in zip((q, k), output, strict=True) if not x.requires_grad))
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(cos, sin)
+        ctx.settings = settings
+
+    @staticmethod
+    def backward(ctx, *given):
+        some = next((grad for grad in given if grad is not None), None)
+        if some is None:
+            return (None,) * 6
+        none = some[:, :0]  # no heads, in place of a gradient that there is not
+        grads = _library.run_backward(
+            _backward, *(_along(none if grad is None else grad) for grad in given), *ctx.saved_tensors, *ctx.settings
+        )
+        wanted = (None if grad is None else found for grad, found in zip(given, grads, strict=True))
+        return (*wanted, None, None, None, None)

@@ -70,6 +70,11 @@ def contiguous(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.contiguous()
 
 
+def along(tensor: Tensor) -> Tensor:
+    """The same tensor with the elements of its last dimension next to each other in memory."""
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+
+
 def given(tensor: Tensor | None, like: Tensor) -> Tensor:
     """The tensor, or an empty one where there is none: torch.library ops return tensors."""
     return like.new_empty(0) if tensor is None else tensor
@@ -82,7 +87,7 @@ def matrix(tensor: Tensor) -> Tensor:
 
 def rows(tensor: Tensor) -> Tensor:
     """`matrix`, with the features of a row next to each other in memory."""
-    return matrix(tensor) if tensor.stride(-1) == 1 else tensor.contiguous()
+    return matrix(along(tensor))
 
 
 def gradient(tensor: Tensor | None, needed: bool) -> Tensor | None:

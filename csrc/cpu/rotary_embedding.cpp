@@ -1,0 +1,118 @@
+// Rotary position embedding (Su et al., 2021) of queries and keys.
+//
+//     out = x * cos + rotate(x) * sin        rotate = (-x2, x1) of the halves x1, x2, or of neighbours where interleaved
+//
+// The backward turns the other way: with angles that stand twice, as they do, the same with -sin; in general
+//
+//     grad1 = out1 * cos1 + out2 * sin2        grad2 = out2 * cos2 - out1 * sin1
+//
+// Tile: a few tokens. Their angles go into a table of the first-level cache, in float32 and with rotate's signs, and all
+// heads of queries and keys pass by it:
+//
+//     cos, sin (tokens, rotary_dim) ──► table ──► heads (dim) … ──► out
+//
+// Must move: queries and keys in and out, 2 (heads + kv_heads) dim elements a token, with 3 operations an element: memory
+// bounds it.
+#include <string.h>
+
+#include "kernels.h"
+#include "matrix.h"
+
+namespace fastattn::FASTATTN_ISA {
+namespace {
+
+constexpr int64_t kTokens = 16;                // of a tile
+constexpr int64_t kWorthThreads = 1 << 15;     // elements
+
+template <class T, bool kInterleaved>
+class Rotary {
+  public:
+    explicit Rotary(const RotaryEmbedding& args)
+        : args_(args), rotary_(args.cos.size[2]), half_(rotary_ / 2), dim_(args.q.size[3]) {}
+
+    void run() const {
+        const int64_t batch = args_.q.size[0], seq = args_.q.size[2], blocks = ceil_div(seq, kTokens);
+        const int64_t tasks = batch * blocks;
+        const int64_t elements = args_.q.numel() + args_.k.numel();
+        const Scratch<float> tables(3 * kTokens * rotary_, thread_count(tasks));
+        gemm_detail::for_tasks(elements > kWorthThreads, tasks, [&](int64_t task, int thread) {
+            const int64_t b = task / blocks, first = task % blocks * kTokens;
+            const int64_t count = smaller(kTokens, seq - first);
+            const float* cos[kTokens];
+            float *space = tables.of(thread), *sin = space + 2 * kTokens * rotary_;
+            for (int64_t t = 0; t < count; ++t) {
+                cos[t] = as_float(angles(args_.cos, b, first + t), rotary_, 0.0f, space + t * rotary_);
+                float* converted = space + (kTokens + t) * rotary_;
+                sign(as_float(angles(args_.sin, b, first + t), rotary_, 0.0f, converted), sin + t * rotary_);
+            }
+            turn(args_.q, args_.out_q, b, first, count, cos, sin);
+            turn(args_.k, args_.out_k, b, first, count, cos, sin);
+        });
+    }
+
+  private:
+    static Tensor angles(const Tensor& all, int64_t b, int64_t token) {
+        Tensor row = all;
+        row.data = all.as<char>() + (b * all.stride[0] + token * all.stride[1]) * element_size(all.dtype);
+        return row;
+    }
+
+    // The factors of the elements' partners: out = x * cos + partner * signed.
+    void sign(const float* from, float* to) const {
+        const int64_t step = kInterleaved ? 2 : 1, partner = kInterleaved ? 1 : half_;
+        for (int64_t p = 0; p < half_; ++p) {
+            const float first = from[p * step], second = from[p * step + partner];
+            to[p * step] = args_.inverse ? second : -first;
+            to[p * step + partner] = args_.inverse ? -first : second;
+        }
+    }
+
+    // In the order in which the rows lie in memory.
+    void turn(const Tensor& x, const Tensor& out, int64_t b, int64_t first, int64_t count, const float* const* cos,
+              const float* sin) const {
+        const int64_t heads = x.size[1];
+        const bool tokens_apart = x.stride[2] >= x.stride[1];
+        for (int64_t i = 0; i < heads * count; ++i) {
+            const int64_t h = tokens_apart ? i % heads : i / count, t = tokens_apart ? i / heads : i % count;
+            turn_row(x.as<T>() + b * x.stride[0] + h * x.stride[1] + (first + t) * x.stride[2], cos[t],
+                     sin + t * rotary_, out.as<T>() + b * out.stride[0] + h * out.stride[1] + (first + t) * out.stride[2]);
+        }
+    }
+
+    void turn_row(const T* x, const float* cos, const float* sin, T* out) const {
+        if (kInterleaved) {
+            each_vector_in_turn(rotary_, [=](int64_t i, auto lanes) FASTATTN_BODY {
+                const Vec value = load(x + i, lanes);
+                store(out + i, value * load(cos + i, lanes) + swap_neighbours(value) * load(sin + i, lanes), lanes);
+            });
+        } else {
+            const int64_t half = half_;
+            each_vector_in_turn(half, [=](int64_t i, auto lanes) FASTATTN_BODY {
+                const int64_t j = half + i;
+                const Vec one = load(x + i, lanes), two = load(x + j, lanes);
+                store(out + i, one * load(cos + i, lanes) + two * load(sin + i, lanes), lanes);
+                store(out + j, two * load(cos + j, lanes) + one * load(sin + j, lanes), lanes);
+            });
+        }
+        if (dim_ > rotary_) memcpy(out + rotary_, x + rotary_, static_cast<size_t>(dim_ - rotary_) * sizeof(T));
+    }
+
+    const RotaryEmbedding& args_;
+    const int64_t rotary_, half_, dim_;
+};
+
+}  // namespace
+
+void rotary_embedding(const RotaryEmbedding& args) {
+    if (args.q.numel() + args.k.numel() == 0) return;
+    with_dtype(args.q.dtype, [&](auto* element) {
+        using T = std::remove_pointer_t<decltype(element)>;
+        if (args.interleaved) {
+            Rotary<T, true>(args).run();
+        } else {
+            Rotary<T, false>(args).run();
+        }
+    });
+}
+
+}  // namespace fastattn::FASTATTN_ISA
