@@ -48,7 +48,8 @@ void rotary_embedding(Tensor q, Tensor k, Tensor cos, Tensor sin, Tensor out_q, 
     check_heads(k, "k", q.dtype, q);
     check_turned(out_q, "out_q", q);
     check_turned(out_k, "out_k", k);
-    RotaryEmbedding args{q, k, read_angles(cos, "cos", q), read_angles(sin, "sin", q), out_q, out_k, interleaved, inverse};
+    RotaryEmbedding args{q,           k,      read_angles(cos, "cos", q), read_angles(sin, "sin", q), out_q, out_k,
+                         interleaved, inverse};
     const int64_t rotary_dim = args.cos.size[2];
     check(args.sin.size[2] == rotary_dim, "cos and sin must have the same rotary_dim");
     check(rotary_dim % 2 == 0 && rotary_dim <= q.size[3], "rotary_dim must be even and at most head_dim");

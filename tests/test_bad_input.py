@@ -209,7 +209,7 @@ NONSENSE += [
     np.float32(0.5),
     np.zeros(3),
 ]
-FLAGS = ("is_causal", "enable_gqa", "return_lse", "interleaved", "symmetric")  # whatever Python takes for true
+FLAGS = ("is_causal", "enable_gqa", "return_lse")  # whatever Python takes for true
 DTYPES = [
     torch.float32,
     torch.float32,

@@ -103,7 +103,14 @@ def test_no_argument_reaches_the_kernel_unchecked() -> None:
         "interleaved": False,
         "inverse": False,
     }
-    unfit = (torch.tensor(1.0), torch.ones(5, 6, dtype=torch.int64), torch.empty(5, 6, device="meta"), None, "text", 1.0)
+    unfit = (
+        torch.tensor(1.0),
+        torch.ones(5, 6, dtype=torch.int64),
+        torch.empty(5, 6, device="meta"),
+        None,
+        "text",
+        1.0,
+    )
     shapes = ((3, 5, 8), (2, 4, 5, 8), (2, 3, 6, 8), (2, 3, 5, 9), (3, 3, 5, 8))
     heads = (
         *(torch.randn(shape) for shape in shapes),
@@ -112,7 +119,12 @@ def test_no_argument_reaches_the_kernel_unchecked() -> None:
         *unfit,
     )
     angle_shapes = ((5, 7), (5, 4), (5, 10), (4, 6), (2, 5, 6), (3, 1, 5, 6), (2, 2, 5, 6))
-    angles = (*(torch.randn(shape) for shape in angle_shapes), torch.randn(6, 5).t(), torch.randn(5, 6).double(), *unfit)
+    angles = (
+        *(torch.randn(shape) for shape in angle_shapes),
+        torch.randn(6, 5).t(),
+        torch.randn(5, 6).double(),
+        *unfit,
+    )
     expanded = torch.randn(1, 3, 5, 8).expand(2, -1, -1, -1)
     check_refused(
         _native.C.rotary_embedding,

@@ -21,8 +21,8 @@
 namespace fastattn::FASTATTN_ISA {
 namespace {
 
-constexpr int64_t kTokens = 16;                // of a tile
-constexpr int64_t kWorthThreads = 1 << 15;     // elements
+constexpr int64_t kTokens = 16;             // of a tile
+constexpr int64_t kWorthThreads = 1 << 15;  // elements
 
 template <class T, bool kInterleaved>
 class Rotary {
@@ -75,7 +75,8 @@ class Rotary {
         for (int64_t i = 0; i < heads * count; ++i) {
             const int64_t h = tokens_apart ? i % heads : i / count, t = tokens_apart ? i / heads : i % count;
             turn_row(x.as<T>() + b * x.stride[0] + h * x.stride[1] + (first + t) * x.stride[2], cos[t],
-                     sin + t * rotary_, out.as<T>() + b * out.stride[0] + h * out.stride[1] + (first + t) * out.stride[2]);
+                     sin + t * rotary_,
+                     out.as<T>() + b * out.stride[0] + h * out.stride[1] + (first + t) * out.stride[2]);
         }
     }
 

@@ -114,6 +114,16 @@ def length(name: str, x: object) -> int:
     return value
 
 
+def flag(name: str, x: object) -> bool:
+    """Anything that is either true or false; a tensor of several elements is neither."""
+    if x is True or x is False:
+        return x
+    try:
+        return bool(x)
+    except (RuntimeError, TypeError, ValueError):
+        raise TypeError(f"{name} is a {type(x).__name__}; expected True or False") from None
+
+
 def probability(name: str, p: float) -> None:
     number(name, p)
     if not 0.0 <= p <= 1.0:

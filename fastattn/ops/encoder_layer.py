@@ -89,7 +89,7 @@ def encoder_layer(
         _checks.not_negative("eps1", eps1),
         _checks.not_negative("eps2", eps2),
         _checks.softmax_scale(scale, weights[0].shape[0] // heads),
-        bool(norm_first),
+        _checks.flag("norm_first", norm_first),
     )
     forward = _forward.unwatched if plain else _forward
     return forward(*args, dispatch.choose("encoder_layer", args))

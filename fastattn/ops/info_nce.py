@@ -67,7 +67,7 @@ def info_nce(
         divisor = torch.full((), float(temperature), dtype=torch.float64, device=query.device)
     recorded = _library.needs_grad(query, positive, negatives, divisor)
     needs = [recorded and x is not None and x.requires_grad for x in (query, positive, negatives, divisor)]
-    args = (query, positive, negatives, divisor, bool(symmetric), needs)
+    args = (query, positive, negatives, divisor, _checks.flag("symmetric", symmetric), needs)
     backend = dispatch.choose("info_nce", args)
     if backend == "eager":
         return _eager(*args)[0]

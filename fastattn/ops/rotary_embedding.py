@@ -52,7 +52,7 @@ def rotary_embedding(
         )
     if cos.ndim == 3:
         cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
-    args = (q, k, cos, sin, bool(interleaved))
+    args = (q, k, cos, sin, _checks.flag("interleaved", interleaved))
     backend = dispatch.choose("rotary_embedding", args)
     if backend == "eager":
         return _eager(*args)
