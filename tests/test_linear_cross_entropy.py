@@ -82,12 +82,41 @@ def test_nan_and_infinity_stand_where_the_definition_has_them(
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
     x, weight = (torch.randn(s, generator=generator).to(dtype) for s in ((rows, 33), (50, 33)))
-    x, target = with_specials(x, generator).requires_grad_(), targets((rows,), 50, generator)
+    target = targets((rows,), 50, generator)
+    x = torch.where((target == IGNORED).unsqueeze(1), x, with_specials(x, generator))
     check_specials(
         lambda x, weight: fastattn.linear_cross_entropy(x, weight, target, reduction=reduction),
-        x,
+        x.requires_grad_(),
         weight.requires_grad_(),
     )
+
+
+@given(dtype=st.sampled_from(DTYPES), rows=st.integers(1, 300), reduction=REDUCTIONS, seed=st.integers(0, 1000))
+def test_ignored_rows_leave_no_trace(
+    isa: str, dtype: torch.dtype, rows: int, reduction: str, seed: int
+) -> None:
+    """Loss and gradients are to the bit those of the other rows alone, and zero for the ignored ones, whatever they hold."""
+    generator = torch.Generator().manual_seed(seed)
+    x, weight = (torch.randn(s, generator=generator).to(dtype) for s in ((rows, 24), (70, 24)))
+    target = targets((rows,), 70, generator, ignored=0.5)
+    counted = target != IGNORED
+    x[~counted] = torch.nan
+
+    def run(x: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        leaves = x.clone().requires_grad_(), weight.clone().requires_grad_()
+        with fastattn.use_backend("cpu"):
+            loss = fastattn.linear_cross_entropy(*leaves, target, label_smoothing=0.1, reduction=reduction)
+        return loss.detach(), *torch.autograd.grad(loss.sum(), leaves)
+
+    loss, grad_x, grad_weight = run(x, target)
+    assert torch.equal(grad_x[~counted], torch.zeros_like(grad_x[~counted]))
+    if not counted.any():
+        assert torch.equal(grad_weight, torch.zeros_like(grad_weight))
+        return
+    alone = run(x[counted], target[counted])
+    assert torch.equal(loss[counted] if reduction == "none" else loss, alone[0])
+    assert torch.equal(grad_x[counted], alone[1])
+    assert torch.equal(grad_weight, alone[2])
 
 
 def test_every_row_ignored(isa: str) -> None:

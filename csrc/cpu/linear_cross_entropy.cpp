@@ -14,9 +14,13 @@
 //                 |             |         exponentials, which are put together in order; then u takes the place of l.
 //                 +-------------+
 //
+// Rows whose target is ignored take no part: the others are gathered, and everything below is about those alone.
+//
 // Work: 6 rows classes dim flops with gradients, 2 without; and 2 rows classes exponentials. Must move x and weight
 // once, their gradients once; weight's gradient once more for every kLogits / classes rows, which is why these are
 // many.
+#include <string.h>
+
 #include <type_traits>
 
 #include "kernels.h"
@@ -31,12 +35,46 @@ constexpr int64_t kLogits = int64_t{8} << 20;  // at a time
 constexpr int64_t kFewestRows = 128, kMostRows = 1024;
 constexpr int64_t kClasses = 256;  // of a block
 
+// The rows of x whose target is a class, next to each other.
+template <class T>
+class CountedRows {
+  public:
+    explicit CountedRows(const LinearCrossEntropy& args)
+        : all_(args.x.size[0]), place_(all_), count_(find(args)), space_(count_ < all_ ? count_ * args.x.size[1] : 0) {
+        x_ = matrix_of<T>(args.x);
+        if (count_ == all_) return;
+        const int64_t dim = args.x.size[1];
+        for (int64_t r = 0; r < count_; ++r) memcpy(space_.get() + r * dim, x_.from(place(r), 0).data, dim * sizeof(T));
+        x_ = {space_.get(), dim, 1};
+    }
+
+    int64_t count() const { return count_; }
+    int64_t place(int64_t r) const { return place_.get()[r]; }  // in the tensors of the call
+    Matrix<T> x() const { return x_; }
+
+  private:
+    int64_t find(const LinearCrossEntropy& args) const {
+        int64_t count = 0;
+        for (int64_t row = 0; row < all_; ++row) {
+            if (args.target.as<const int64_t>()[row] != args.ignore_index) place_.get()[count++] = row;
+        }
+        return count;
+    }
+
+    const int64_t all_;
+    const Scratch<int64_t> place_;
+    const int64_t count_;
+    const Scratch<T> space_;
+    Matrix<T> x_;
+};
+
 template <class T>
 class CrossEntropy {
   public:
     explicit CrossEntropy(const LinearCrossEntropy& args)
         : args_(args),
-          rows_(args.x.size[0]),
+          counted_(args),
+          rows_(counted_.count()),
           classes_(args.weight.size[0]),
           dim_(args.x.size[1]),
           at_once_(smaller(rows_, smaller(kMostRows, larger(kFewestRows, kLogits / classes_ / kLanes * kLanes)))),
@@ -59,6 +97,7 @@ class CrossEntropy {
     void run() const {
         const Denominators below = denominators();
         for (int64_t c = 0; args_.grad_bias.present() && c < classes_; ++c) bias_sums_.get()[c] = 0.0f;
+        clear_what_nothing_adds_to();
         for (int64_t first = 0; first < rows_; first += at_once_) {
             const int64_t count = smaller(at_once_, rows_ - first);
             find_logits(first, count);
@@ -84,7 +123,7 @@ class CrossEntropy {
     float* partial(int64_t block, Term which) const { return partial_.get() + (block * kTerms + which) * stride_; }
     float* logits(int64_t c) const { return logits_.get() + c * stride_; }
     T* gradients(int64_t c) const { return reinterpret_cast<T*>(logits(c)); }  // u, in the logits' place
-    int64_t target(int64_t row) const { return args_.target.as<const int64_t>()[row]; }
+    int64_t target(int64_t row) const { return args_.target.as<const int64_t>()[counted_.place(row)]; }
     float class_weight(int64_t c) const { return class_weight_ ? class_weight_[c] : 1.0f; }
 
     // What the mean divides by: the cross entropies by the targets' weights, the z-losses by the rows that count.
@@ -95,18 +134,29 @@ class CrossEntropy {
     Denominators denominators() const {
         if (args_.reduction != Reduction::kMean) return {1.0, 1.0};
         Denominators below{0.0, 0.0};
-        for (int64_t row = 0; row < rows_; ++row) {
-            if (target(row) == args_.ignore_index) continue;
-            below.weights += class_weight(target(row));
-            below.rows += 1.0;
-        }
+        for (int64_t row = 0; row < rows_; ++row) below.weights += class_weight(target(row));
+        below.rows = static_cast<double>(rows_);
         return below;
     }
 
+    // The gradients of ignored rows, and the weight's if there are no others.
+    void clear_what_nothing_adds_to() const {
+        const auto clear = [this](const Tensor& grad, int64_t row) {
+            memset(grad.as<T>() + row * grad.stride[0], 0, dim_ * sizeof(T));
+        };
+        for (int64_t row = 0, r = 0; args_.grad_x.present() && row < args_.x.size[0]; ++row) {
+            if (r < rows_ && counted_.place(r) == row) {
+                ++r;
+            } else {
+                clear(args_.grad_x, row);
+            }
+        }
+        for (int64_t c = 0; args_.grad_weight.present() && rows_ == 0 && c < classes_; ++c) clear(args_.grad_weight, c);
+    }
+
     void find_logits(int64_t first, int64_t count) const {
-        const Matrix<T> x = matrix_of<T>(args_.x);
         const float cap = args_.softcap;
-        gemm(classes_, count, dim_, matrix_of<T>(args_.weight), x.from(first, 0).transposed(),
+        gemm(classes_, count, dim_, matrix_of<T>(args_.weight), counted_.x().from(first, 0).transposed(),
              [&](int64_t c, int64_t row, int64_t n, const float* sums) {
                  float* to = logits(c) + row;
                  const Vec bias = splat(bias_ ? bias_[c] : 0.0f);
@@ -162,13 +212,8 @@ class CrossEntropy {
             store(term(kSum) + r, sum);
             store(term(kWeighted) + r, weighted);
         }
-        for (int64_t r = 0; r < round_up(count, kLanes); ++r) {
-            const bool counted = r < count && target(first + r) != args_.ignore_index;
-            if (r < count) losses_.get()[first + r] = 0.0f;
-            term(kFactor)[r] = 0.0f / term(kSum)[r];  // as in eager, a row that does not count hands on its NaN
-            term(kSmooth)[r] = term(kShare)[r] = term(kAt)[r] = 0.0f;
-            if (counted) finish_row(first + r, r, below);
-        }
+        for (int64_t r = 0; r < count; ++r) finish_row(first + r, r, below);
+        for (int64_t r = count; r < round_up(count, kLanes); ++r) term(kFactor)[r] = term(kSmooth)[r] = 0.0f;
     }
 
     void finish_row(int64_t row, int64_t r, const Denominators& below) const {
@@ -187,7 +232,8 @@ class CrossEntropy {
             rise += 2.0 * z_loss * lse;
         }
         const Tensor& grad_loss = args_.grad_loss;
-        const double received = grad_loss.present() ? grad_loss.as<const float>()[grad_loss.size[0] == 1 ? 0 : row] : 1;
+        const double received =
+            grad_loss.present() ? grad_loss.as<const float>()[grad_loss.size[0] == 1 ? 0 : counted_.place(row)] : 1;
         const double scale = received / below.weights;
         losses_.get()[row] = static_cast<float>(loss);
         term(kFactor)[r] = static_cast<float>(scale * rise / term(kSum)[r]);
@@ -226,7 +272,6 @@ class CrossEntropy {
     // The target's share of row r's u.
     void add_target(int64_t first, int64_t r) const {
         const int64_t y = target(first + r);
-        if (y == args_.ignore_index) return;
         const Vec logit = splat(term(kAt)[r]);
         const Vec down = args_.softcap > 0.0f ? slope(logit) : splat(1.0f);
         const Vec others =
@@ -241,14 +286,14 @@ class CrossEntropy {
         if (args_.grad_x.present()) {
             gemm(count, dim_, classes_, u.transposed(), matrix_of<T>(args_.weight),
                  [&](int64_t r, int64_t column, int64_t n, const float* sums) {
-                     T* to = args_.grad_x.as<T>() + (first + r) * args_.grad_x.stride[0] + column;
+                     T* to = args_.grad_x.as<T>() + counted_.place(first + r) * args_.grad_x.stride[0] + column;
                      each_vector(
                          0, n, [&](int64_t i, int, auto lanes) FASTATTN_BODY { store(to + i, load(sums + i), lanes); });
                  });
         }
         if (args_.grad_weight.present()) {
             const bool begun = first > 0, ends = first + count >= rows_;
-            gemm(classes_, dim_, count, u, matrix_of<T>(args_.x).from(first, 0),
+            gemm(classes_, dim_, count, u, counted_.x().from(first, 0),
                  [&](int64_t c, int64_t column, int64_t n, const float* sums) {
                      T* gradient = args_.grad_weight.as<T>() + c * args_.grad_weight.stride[0] + column;
                      float* total = added_up_ ? weight_sums_.get() + c * dim_ + column : nullptr;
@@ -280,7 +325,8 @@ class CrossEntropy {
             *to = static_cast<float>(sum / below.weights);
             return;
         }
-        for (int64_t row = 0; row < rows_; ++row) to[row] = losses_.get()[row];
+        for (int64_t row = 0; row < args_.x.size[0]; ++row) to[row] = 0.0f;
+        for (int64_t row = 0; row < rows_; ++row) to[counted_.place(row)] = losses_.get()[row];
     }
 
     double sum_of_weights() const {
@@ -290,6 +336,7 @@ class CrossEntropy {
     }
 
     const LinearCrossEntropy& args_;
+    const CountedRows<T> counted_;
     const int64_t rows_, classes_, dim_;
     const int64_t at_once_, stride_;  // rows of a chunk; floats from one class's logits to the next
     const int64_t blocks_;
