@@ -92,9 +92,7 @@ def test_nan_and_infinity_stand_where_the_definition_has_them(
 
 
 @given(dtype=st.sampled_from(DTYPES), rows=st.integers(1, 300), reduction=REDUCTIONS, seed=st.integers(0, 1000))
-def test_ignored_rows_leave_no_trace(
-    isa: str, dtype: torch.dtype, rows: int, reduction: str, seed: int
-) -> None:
+def test_ignored_rows_leave_no_trace(isa: str, dtype: torch.dtype, rows: int, reduction: str, seed: int) -> None:
     """Loss and gradients are to the bit those of the other rows alone, and zero for the ignored ones, whatever they hold."""
     generator = torch.Generator().manual_seed(seed)
     x, weight = (torch.randn(s, generator=generator).to(dtype) for s in ((rows, 24), (70, 24)))

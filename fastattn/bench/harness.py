@@ -46,6 +46,7 @@ class Peer:
         common: turns an output, or the gradient of one of `inputs`, into the form in which peers are compared: a peer
             on padded batches drops the padding. Not timed.
         received: turns the gradient of an output into what a loss would send: zero at the padding.
+        threads: how many of torch's threads it runs with; None for as many as there are.
     """
 
     call: Callable
@@ -53,11 +54,13 @@ class Peer:
     parameters: tuple[Tensor, ...] = ()
     common: Callable[[Tensor], Tensor] = _same
     received: Callable[[Tensor], Tensor] = _same
+    threads: int | None = None
 
 
 @dataclass(frozen=True)
 class Problem:
-    """The peers of one case by name ("fastattn" and "eager" among them), and the definition, to run in float64."""
+    """The peers of one case by name, "fastattn" among them, and the definition, to run in float64. torch.compile is one more,
+    of "eager", where that is there."""
 
     peers: dict[str, Peer]
     baseline: str
@@ -258,14 +261,16 @@ def first_line(error: Exception) -> str:
 
 
 def _with_compile(problem: Problem, compile: bool) -> Problem:
-    if not compile:
+    eager = problem.peers.get(EAGER)
+    if not compile or eager is None:
         return problem
-    eager = problem.peers[EAGER]
     return replace(problem, peers={**problem.peers, peers.COMPILE: replace(eager, call=peers.compiled(eager.call))})
 
 
 def _step(peer: Peer, direction: str) -> Callable[[], tuple[Tensor, ...]]:
     """The timed call: it gives the outputs and, in training, the gradients of the inputs and parameters after them."""
+    if peer.threads is not None:
+        return _with_threads(peer.threads, _step(replace(peer, threads=None), direction))
     if direction == FORWARD:
 
         def forward():
@@ -283,6 +288,18 @@ def _step(peer: Peer, direction: str) -> Callable[[], tuple[Tensor, ...]]:
         return (*outputs, *torch.autograd.grad(outputs, leaves, grads))
 
     return training
+
+
+def _with_threads(count: int, step: Callable) -> Callable:
+    def limited():
+        before = torch.get_num_threads()
+        torch.set_num_threads(count)
+        try:
+            return step()
+        finally:
+            torch.set_num_threads(before)
+
+    return limited
 
 
 def _tuple(outputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:

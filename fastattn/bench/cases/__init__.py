@@ -11,6 +11,7 @@ from . import (
     encoder_layer,
     feed_forward,
     info_nce,
+    language_model,
     layer_norm,
     linear,
     linear_cross_entropy,
@@ -18,6 +19,7 @@ from . import (
     overhead,
     rms_norm,
     rotary_embedding,
+    threads,
 )
 
 CASES: dict[str, Callable[[bool], list[Case]]] = {
@@ -35,7 +37,9 @@ CASES: dict[str, Callable[[bool], list[Case]]] = {
         linear_cross_entropy,
         info_nce,
         encoder_layer,
+        language_model,
         minilm,
         overhead,
+        threads,
     )
 }

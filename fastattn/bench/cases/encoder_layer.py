@@ -19,6 +19,7 @@ def cases(quick: bool = False) -> list[Case]:
         _case(8, 128, 768, 12),
         _case(8, 128, 768, 12, dtype=HALF),
         _case(2, 1024, 768, 12),
+        _case(8, 512, 384, 12, direction=TRAINING),
         _case(8, 128, 768, 12, direction=TRAINING),
         _case(8, 128, 768, 12, direction=TRAINING, dtype=HALF),
     ]
