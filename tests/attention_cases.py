@@ -36,10 +36,12 @@ class _Draw:
         return strided(values.to(self.dtype), self.draw(LAYOUTS)).requires_grad_()
 
     def mask(self, batch: int, heads: int, q: int, k: int) -> Tensor | None:
-        """None, bool or floating, each dimension full or 1, sometimes with whole rows off."""
-        kind = self.draw(st.sampled_from(("none", "none", "bool", "float32", "own")))
+        """None, padding, or bool or floating, each dimension full or 1, sometimes with whole rows off."""
+        kind = self.draw(st.sampled_from(("none", "none", "bool", "float32", "own", "padding")))
         if kind == "none":
             return None
+        if kind == "padding":
+            return self.padding(batch, heads, q, k)
         shape = tuple(n if self.draw(st.booleans()) else 1 for n in (batch, heads, q, k))
         off = torch.rand(shape, generator=self.generator) < self.draw(st.sampled_from((0.0, 0.3, 0.95)))
         if self.draw(st.booleans()):
@@ -49,6 +51,21 @@ class _Draw:
         dtype = torch.float32 if kind == "float32" else self.dtype
         values = torch.randn(shape, generator=self.generator).masked_fill(off, -torch.inf)
         return values.to(dtype).requires_grad_(self.draw(st.booleans()))
+
+    def padding(self, batch: int, heads: int, q: int, k: int) -> Tensor:
+        """One stretch of keys for each sequence (or for all), as it is, expanded, or written out for each query."""
+        batch = batch if self.draw(st.booleans()) else 1
+        on = torch.zeros(batch, 1, 1, k, dtype=torch.bool)
+        for row in on:
+            first = self.draw(st.sampled_from((0, 0, 1, k // 3)))
+            row[..., first : self.draw(st.integers(0, k))] = True
+        form = self.draw(st.sampled_from(("own", "expanded", "written out")))
+        if form == "expanded":
+            on = on.expand(batch, heads, q, k)
+        elif form == "written out":
+            on = on.expand(batch, 1, q, k).contiguous()
+        kind = self.draw(st.sampled_from((torch.bool, torch.float32, self.dtype)))
+        return on if kind == torch.bool else torch.zeros((), dtype=kind).masked_fill(~on, -torch.inf)
 
     def options(self, batch: int, heads: int, causal: bool) -> dict[str, Any]:
         options: dict[str, Any] = {"return_lse": True}

@@ -140,6 +140,29 @@ def test_a_query_without_keys_gets_zeros_in_both_directions(isa: str) -> None:
         assert all(g.isfinite().all() for g in grads)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("q", [3, 200])
+@pytest.mark.parametrize("floating", [False, True])
+def test_padding_is_never_read(isa: str, dtype: torch.dtype, q: int, floating: bool) -> None:
+    """Whatever stands in padded keys and values: outputs and gradients are to the bit those of a batch with zeros there."""
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(3, 2, n, 40).to(dtype) for n in (q, 300, 300))
+    mask = torch.zeros(3, 1, 1, 300, dtype=torch.bool)
+    mask[0, ..., :170], mask[1, ..., 37:] = True, True  # padded on the right, on the left, and nothing but padding
+    off = ~mask.transpose(-2, -1)
+    given = torch.zeros(mask.shape, dtype=dtype).masked_fill(~mask, -torch.inf) if floating else mask
+
+    def run(padding: float) -> list[torch.Tensor]:
+        padded = (x.masked_fill(off, padding) for x in (key, value))
+        leaves = [x.clone().requires_grad_() for x in (query, *padded)]
+        with fastattn.use_backend("cpu"):
+            out = fastattn.attention(*leaves, given)
+        return [out, *torch.autograd.grad(out.float().square().sum(), leaves)]
+
+    for found, expected in zip(run(torch.nan), run(0.0), strict=True):
+        assert torch.equal(found, expected)
+
+
 def test_the_output_is_stored_with_its_heads_together(isa: str) -> None:
     query, key, value = (torch.randn(2, 3, 5, 8) for _ in range(3))
     out = fastattn.attention(query, key, value)

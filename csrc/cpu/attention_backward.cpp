@@ -22,6 +22,7 @@
 // of flops a byte, so the multiply-add units are the bound.
 #include "attention_backward.h"
 
+#include "padding_mask.h"
 #include "parallel.h"
 
 namespace fastattn::FASTATTN_ISA {
@@ -361,6 +362,21 @@ class Backward {
             write_rows(args_.grad_key, b, kv_head, token, count, grad_key, head_columns_, args_.scale);
             write_rows(args_.grad_value, b, kv_head, token, count, grad_value, value_columns_, 1.0f);
         }
+        if (begin == 0 && seq.padded_before + seq.padded_after > 0) clear_padding(seq, b, kv_head);
+    }
+
+    void clear_padding(const Sequence& seq, int64_t b, int64_t kv_head) const {
+        const auto clear = [&](const Tensor& grad, int64_t first, int64_t count) {
+            for (int64_t token = first; token < first + count; ++token) {
+                T* row = grad.as<T>() + offset_of(grad, b, kv_head, token);
+                for (int64_t c = 0; c < grad.size[3]; ++c) row[c * grad.stride[3]] = T{};
+            }
+        };
+        const int64_t before = seq.k_begin - seq.padded_before, after = seq.k_begin + seq.k_len;
+        clear(args_.grad_key, before, seq.padded_before);
+        clear(args_.grad_key, after, seq.padded_after);
+        clear(args_.grad_value, before, seq.padded_before);
+        clear(args_.grad_value, after, seq.padded_after);
     }
 
     // ---- A block ----------------------------------------------------------------------------------------------------
@@ -444,16 +460,18 @@ class Backward {
 
 }  // namespace
 
-void attention_backward(const AttentionBackward& args) {
-    if (args.query.dtype == DType::kFloat32) {
-        Backward<float, float>(args).run();
-    } else if (args.query.dtype == DType::kFloat16) {
-        Backward<Half, float>(args).run();
-    } else if constexpr (kBFloat16Pairs) {
-        Backward<BFloat16, BFloat16Pair>(args).run();
-    } else {
-        Backward<BFloat16, float>(args).run();
-    }
+void attention_backward(const AttentionBackward& given) {
+    with_padding_as_ranges(given, given.grad_mask.present(), [](const AttentionBackward& args) {
+        if (args.query.dtype == DType::kFloat32) {
+            Backward<float, float>(args).run();
+        } else if (args.query.dtype == DType::kFloat16) {
+            Backward<Half, float>(args).run();
+        } else if constexpr (kBFloat16Pairs) {
+            Backward<BFloat16, BFloat16Pair>(args).run();
+        } else {
+            Backward<BFloat16, float>(args).run();
+        }
+    });
 }
 
 }  // namespace fastattn::FASTATTN_ISA

@@ -25,6 +25,7 @@
 #include "attention_operands.h"
 #include "attention_prefetch.h"
 #include "matrix.h"
+#include "padding_mask.h"
 #include "parallel.h"
 
 namespace fastattn::FASTATTN_ISA {
@@ -302,16 +303,18 @@ void forward_as(const AttentionForward& args) {
 
 }  // namespace
 
-void attention_forward(const AttentionForward& args) {
-    if (args.query.dtype == DType::kFloat32) {
-        forward_as<float, float>(args);
-    } else if (args.query.dtype == DType::kFloat16) {
-        forward_as<Half, float>(args);
-    } else if constexpr (kBFloat16Pairs) {
-        forward_as<BFloat16, BFloat16Pair>(args);
-    } else {
-        forward_as<BFloat16, float>(args);
-    }
+void attention_forward(const AttentionForward& given) {
+    with_padding_as_ranges(given, false, [](const AttentionForward& args) {
+        if (args.query.dtype == DType::kFloat32) {
+            forward_as<float, float>(args);
+        } else if (args.query.dtype == DType::kFloat16) {
+            forward_as<Half, float>(args);
+        } else if constexpr (kBFloat16Pairs) {
+            forward_as<BFloat16, BFloat16Pair>(args);
+        } else {
+            forward_as<BFloat16, float>(args);
+        }
+    });
 }
 
 }  // namespace fastattn::FASTATTN_ISA

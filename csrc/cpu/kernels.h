@@ -59,6 +59,7 @@ struct AttentionScore {
     float scale, softcap;               // softcap 0: none
     double dropout_p;                   // 0: none, seed unused
     uint64_t seed;
+    const int32_t* key_ranges = nullptr;  // the kernels' own: the keys of each sequence that take part, first and end
 };
 
 // out = softmax(score) . value, lse = logsumexp(score). With a cache, key and value are the caches: first new_key and

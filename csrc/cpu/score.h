@@ -111,7 +111,7 @@ class Score {
                   float* row) const {
         const RowKey key = dropout_.row(dropout_row(args_, seq, total_q, b, h, i));
         for (int64_t c = 0; c < count; c += kLanes) {
-            const KeepVec keep = dropout_.keep_columns(key, static_cast<uint32_t>(j0 + c));
+            const KeepVec keep = dropout_.keep_columns(key, static_cast<uint32_t>(seq.padded_before + j0 + c));
             store(row + c, select(keep, load(row + c) * dropout_.scale(), splat(kNoWeight)));
         }
     }

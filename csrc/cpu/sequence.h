@@ -6,22 +6,31 @@
 
 namespace fastattn::FASTATTN_ISA {
 
-// Tokens q_begin … of the query tensors, tokens k_begin … of the key tensors. Query i stands at key i + diagonal.
+// Tokens q_begin … of the query tensors, tokens k_begin … of the key tensors. Query i stands at key i + diagonal. Padded
+// keys lie around these, and are counted for what names a key by its place among all: dropout, and their gradients.
 struct Sequence {
     int64_t q_begin, q_len, k_begin, k_len, diagonal;
+    int64_t padded_before, padded_after;
 };
 
 inline Sequence sequence_of(const AttentionScore& args, int64_t b) {
+    Sequence seq{0, args.max_q, 0, args.max_k, args.diagonal, 0, 0};
     if (args.cu_seqlens_q.present()) {
         const int32_t *q = args.cu_seqlens_q.as<int32_t>(), *k = args.cu_seqlens_k.as<int32_t>();
-        const int64_t q_len = q[b + 1] - q[b], k_len = k[b + 1] - k[b];
-        return {q[b], q_len, k[b], k_len, k_len - q_len};
+        seq.q_begin = q[b], seq.q_len = q[b + 1] - q[b];
+        seq.k_begin = k[b], seq.k_len = k[b + 1] - k[b];
+        seq.diagonal = seq.k_len - seq.q_len;
+    } else if (args.cache_seqlens.present()) {
+        seq.k_len = args.cache_seqlens.as<int32_t>()[b] + args.new_keys;
+        seq.diagonal = seq.k_len - seq.q_len;
     }
-    if (args.cache_seqlens.present()) {
-        const int64_t k_len = args.cache_seqlens.as<int32_t>()[b] + args.new_keys;
-        return {0, args.max_q, 0, k_len, k_len - args.max_q};
+    if (args.key_ranges) {
+        const int64_t begin = smaller(args.key_ranges[2 * b], seq.k_len);
+        const int64_t end = smaller(args.key_ranges[2 * b + 1], seq.k_len);
+        seq.padded_before = begin, seq.padded_after = seq.k_len - end;
+        seq.k_begin += begin, seq.k_len = end - begin, seq.diagonal -= begin;
     }
-    return {0, args.max_q, 0, args.max_k, args.diagonal};
+    return seq;
 }
 
 // The element (b, h, token, 0) of a (batch, heads, token, dim) tensor; also of (batch, heads, token).
