@@ -5,6 +5,7 @@ from torch import Tensor
 
 from .. import dispatch
 from ..backends import BACKENDS
+from ..backends.cpu._native import along
 from . import _checks, _library
 
 _eager = BACKENDS["eager"]["rotary_embedding"].forward
@@ -56,15 +57,11 @@ def rotary_embedding(
     backend = dispatch.choose("rotary_embedding", args)
     if backend == "eager":
         return _eager(*args)
-    args = (_along(q), _along(k), *args[2:])
+    # Here and not in the backend: the results get the strides of what the op receives, on fake tensors as well.
+    args = (along(q), along(k), *args[2:])
     if _library.needs_grad(q, k):
         return _library.record(_RotaryEmbedding, *args, backend)
     return _forward(*args, backend)
-
-
-def _along(x: Tensor) -> Tensor:
-    """Kernels take heads that lie along head_dim in memory, one element after the other, and give results of x's strides."""
-    return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def _fake(q, k, cos, sin, interleaved, backend):
@@ -105,7 +102,7 @@ class _RotaryEmbedding(torch.autograd.Function):
             return (None,) * 6
         none = some[:, :0]  # no heads, in place of a gradient that there is not
         grads = _library.run_backward(
-            _backward, *(_along(none if grad is None else grad) for grad in given), *ctx.saved_tensors, *ctx.settings
+            _backward, *(along(none if grad is None else grad) for grad in given), *ctx.saved_tensors, *ctx.settings
         )
         wanted = (None if grad is None else found for grad, found in zip(given, grads, strict=True))
         return (*wanted, None, None, None, None)
