@@ -35,13 +35,6 @@ Network read_network(const Tensor& x, const Tensor& w1, const Tensor& w2, const 
     return net;
 }
 
-// A bias, whatever its stride.
-void check_size(const Tensor& bias, const char* name, const Tensor& x, int64_t size) {
-    if (!bias.present()) return;
-    check_dtype(bias, name, {x.dtype});
-    check_shape(bias, name, {size});
-}
-
 // Whether a call's tensors pass the ops layer's checks.
 bool feed_forward_fits(Tensor x, Tensor w1, Tensor b1, Tensor w2, Tensor b2, Tensor w_gate) {
     return passes([&] {

@@ -35,11 +35,15 @@ Tensor written_rows_or_absent(const Tensor& tensor, const char* name, const Tens
     return tensor.present() ? written_rows(tensor, name, x, rows, columns) : tensor;
 }
 
-void check_bias(const Tensor& bias, const char* name, const Tensor& x, int64_t size) {
+void check_size(const Tensor& bias, const char* name, const Tensor& x, int64_t size) {
     if (!bias.present()) return;
     check_dtype(bias, name, {x.dtype});
     check_shape(bias, name, {size});
-    check_contiguous(bias, name);
+}
+
+void check_bias(const Tensor& bias, const char* name, const Tensor& x, int64_t size) {
+    check_size(bias, name, x, size);
+    if (bias.present()) check_contiguous(bias, name);
 }
 
 Tensor weight_gradient(const Tensor& gradient, const char* name, const Tensor& x, int64_t rows, int64_t columns) {

@@ -19,7 +19,8 @@ Tensor written_rows_or_absent(const Tensor& tensor, const char* name, const Tens
 // absent.
 Tensor weight_gradient(const Tensor& gradient, const char* name, const Tensor& x, int64_t rows, int64_t columns);
 
-// Contiguous (size,) in x's dtype, or absent.
+// (size,) in x's dtype, or absent; the second asks for a contiguous one.
+void check_size(const Tensor& bias, const char* name, const Tensor& x, int64_t size);
 void check_bias(const Tensor& bias, const char* name, const Tensor& x, int64_t size);
 
 }  // namespace fastattn
