@@ -146,7 +146,6 @@ class _Attention(torch.autograd.Function):
     def setup_context(ctx, inputs, output):
         ctx.save_for_backward(*inputs[:6], *output)
         ctx.settings = inputs[6:]
-        ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx, grad_out, grad_lse):

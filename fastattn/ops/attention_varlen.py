@@ -165,7 +165,6 @@ class _AttentionVarlen(torch.autograd.Function):
     def setup_context(ctx, inputs, output):
         ctx.save_for_backward(*inputs[:8], *output)
         ctx.settings = inputs[8:]
-        ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx, grad_out, grad_lse):

@@ -124,14 +124,11 @@ class _FeedForward(torch.autograd.Function):
         x, w1, b1, w2, b2, w_gate, seed, activation, dropout_p, _, backend = inputs
         _, pre, pre_gate = output
         ctx.mark_non_differentiable(pre, pre_gate)
-        ctx.set_materialize_grads(False)  # autograd would make zeros for those
         ctx.save_for_backward(x, w1, b1, w2, b2, w_gate, pre, pre_gate, seed)
         ctx.settings = activation, dropout_p, backend
 
     @staticmethod
     def backward(ctx, grad_out, *_):
-        if grad_out is None:
-            return (None,) * 11
         activation, dropout_p, backend = ctx.settings
         needs = [bool(need) for need in ctx.needs_input_grad[:6]]
         grads = _library.run_backward(_backward, grad_out, *ctx.saved_tensors, activation, dropout_p, needs, backend)

@@ -119,14 +119,11 @@ class _InfoNce(torch.autograd.Function):
         *tensors, symmetric, needs, backend = inputs
         _, *grads = output
         ctx.mark_non_differentiable(*grads)
-        ctx.set_materialize_grads(False)  # autograd would make zeros for those
         ctx.save_for_backward(*tensors, *grads)
         ctx.settings = symmetric, needs, backend
 
     @staticmethod
     def backward(ctx, grad_loss, *_):
-        if grad_loss is None:
-            return (None,) * 7
         saved = ctx.saved_tensors
         grads = _library.scale_found(grad_loss, saved[4:])
         if grads is None:

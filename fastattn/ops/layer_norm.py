@@ -119,7 +119,6 @@ class _LayerNorm(torch.autograd.Function):
         x, weight, bias, residual, seed, _, dropout_p, backend = inputs
         _, total, mean, rstd = output
         ctx.mark_non_differentiable(mean, rstd)
-        ctx.set_materialize_grads(False)
         changed = residual is not None or seed is not None
         ctx.save_for_backward(total if changed else x, weight, bias, mean, rstd, seed)
         ctx.settings = changed, residual is not None, dropout_p, backend

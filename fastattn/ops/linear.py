@@ -120,14 +120,11 @@ class _Linear(torch.autograd.Function):
         x, weight, bias, _, activation, _, backend = inputs
         pre = output[1]
         ctx.mark_non_differentiable(pre)
-        ctx.set_materialize_grads(False)  # autograd would make zeros for those
         ctx.save_for_backward(x, weight, bias, pre)
         ctx.settings = activation, backend
 
     @staticmethod
     def backward(ctx, grad_out, _):
-        if grad_out is None:
-            return (None,) * 7
         x, weight, bias, pre = ctx.saved_tensors
         activation, backend = ctx.settings
         needs = [bool(need) for need in ctx.needs_input_grad[:3]]

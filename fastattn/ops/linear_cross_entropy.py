@@ -136,14 +136,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
         x, weight, target, bias, class_weight, *settings, backend = inputs
         _, *grads = output
         ctx.mark_non_differentiable(*grads)
-        ctx.set_materialize_grads(False)  # autograd would make zeros for those
         ctx.save_for_backward(x, weight, target, bias, class_weight, *grads)
         ctx.settings = settings, backend
 
     @staticmethod
     def backward(ctx, grad_loss, *_):
-        if grad_loss is None:
-            return (None,) * 12
         settings, backend = ctx.settings
         saved = ctx.saved_tensors
         grads = _library.scale_found(grad_loss, saved[5:])

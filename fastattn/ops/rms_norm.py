@@ -90,7 +90,6 @@ class _RMSNorm(torch.autograd.Function):
         x, weight, residual, seed, _, dropout_p, backend = inputs
         _, total, rstd = output
         ctx.mark_non_differentiable(rstd)
-        ctx.set_materialize_grads(False)
         changed = residual is not None or seed is not None
         ctx.save_for_backward(total if changed else x, weight, rstd, seed)
         ctx.settings = changed, residual is not None, dropout_p, backend

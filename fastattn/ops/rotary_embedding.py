@@ -91,16 +91,13 @@ class _RotaryEmbedding(torch.autograd.Function):
     def setup_context(ctx, inputs, output):
         q, k, cos, sin, *settings = inputs
         ctx.mark_non_differentiable(*(out for x, out in zip((q, k), output, strict=True) if not x.requires_grad))
-        ctx.set_materialize_grads(False)
         ctx.save_for_backward(cos, sin)
         ctx.settings = settings
 
     @staticmethod
     def backward(ctx, *given):
-        some = next((grad for grad in given if grad is not None), None)
-        if some is None:
-            return (None,) * 6
-        none = some[:, :0]  # no heads, in place of a gradient that there is not
+        # A tensor without heads, in place of a gradient that there is not.
+        none = next(grad for grad in given if grad is not None)[:, :0]
         grads = _library.run_backward(
             _backward, *(along(none if grad is None else grad) for grad in given), *ctx.saved_tensors, *ctx.settings
         )
