@@ -64,6 +64,10 @@ def attention(
     plain = not _library.watched(query, key, value, attn_mask, alibi_slopes)
     if not (plain and _library.fits("attention_fits", query, key, value)):
         _checks.attention_shapes(query, key, value, "(batch, heads, q, head_dim)", "(batch, kv_heads, k, head_dim)", 4)
+    if not type(is_causal) is type(enable_gqa) is type(return_lse) is bool:  # three calls cost 0.4 µs
+        is_causal = _checks.flag("is_causal", is_causal)
+        enable_gqa = _checks.flag("enable_gqa", enable_gqa)
+        return_lse = _checks.flag("return_lse", return_lse)
     batch, heads, q_len, head_dim = query.shape
     kv_heads, k_len = key.shape[1], key.shape[2]
     if key.shape[0] != batch:

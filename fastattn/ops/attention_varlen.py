@@ -63,6 +63,9 @@ def attention_varlen(
     plain = not _library.watched(*packed, attn_mask, alibi_slopes)
     if not (plain and _library.fits("attention_varlen_fits", *packed, max_seqlen_q, max_seqlen_k)):
         _check_packed(*packed, max_seqlen_q, max_seqlen_k)
+    if not type(is_causal) is type(return_lse) is bool:
+        is_causal = _checks.flag("is_causal", is_causal)
+        return_lse = _checks.flag("return_lse", return_lse)
     total_q, heads, head_dim = query.shape
     max_seqlen_q = _checks.integer("max_seqlen_q", max_seqlen_q)
     max_seqlen_k = _checks.integer("max_seqlen_k", max_seqlen_k)

@@ -57,6 +57,9 @@ def attention_with_kvcache(
     plain = not _library.watched(*tensors, block_table, alibi_slopes)
     if not (plain and block_table is None and _library.fits("attention_with_kvcache_fits", *tensors)):
         _check_tensors(*tensors, block_table)
+    if not type(is_causal) is type(return_lse) is bool:
+        is_causal = _checks.flag("is_causal", is_causal)
+        return_lse = _checks.flag("return_lse", return_lse)
     if _library.needs_grad(query, k_cache, v_cache, k, v):
         raise RuntimeError(
             "attention_with_kvcache changes its cache in place and has no gradient; call it under torch.no_grad(), or "
