@@ -1,7 +1,7 @@
 """Builds the extension module fastattn._C from csrc/ with pybind11 and ninja; torch is not needed to build.
 
-Every file of csrc/cpu but isa.cpp is compiled once per instruction set (docs/architecture.md, "csrc"); new files are
-found by their place. Without a working compiler the package installs all the same, without its CPU backend.
+Every file of csrc/cpu that holds a kernel is compiled once per instruction set (docs/architecture.md, "csrc"); new files
+are found by their place. Without a working compiler the package installs all the same, without its CPU backend.
 
 Environment:
     FASTATTN_CPU_ISAS=avx2,portable   the instruction sets to build; all that the machine's architecture has by default
@@ -57,6 +57,8 @@ X86 = (
     Isa("emulated512", _AVX2, 16, emulated=True),
     Isa("emulated512_bf16", _AVX2, 16, bf16_pairs=True, emulated=True),
 )
+
+_WITHOUT_KERNELS = ("isa.cpp", "process.cpp")  # of csrc/cpu: the same for every instruction set
 
 
 class BuildError(Exception):
@@ -145,11 +147,12 @@ def ninja_file(compiler: list[str], isas: list[Isa], build_dir: Path, output: Pa
         lines.append(f"build {escape(target)}: compile {escape(source)}\n  flags = {command(flags)}")
         objects.append(target)
 
-    kernels = sorted(path for path in (ROOT / "csrc/cpu").glob("*.cpp") if path.name != "isa.cpp")
+    kernels = sorted(path for path in (ROOT / "csrc/cpu").glob("*.cpp") if path.name not in _WITHOUT_KERNELS)
     for isa in isas:
         for source in kernels:
             compile_file(source, isa.name, [*isa.compile_flags, *kernel_flags])
-    compile_file(ROOT / "csrc/cpu/isa.cpp", "common", [])
+    for name in _WITHOUT_KERNELS:
+        compile_file(ROOT / "csrc/cpu" / name, "common", [])
     # The bindings as one file: pybind11's headers take ten times as long to compile as one of them.
     includes_of_all = "".join(f'#include "{source.name}"\n' for source in sorted((ROOT / "csrc").glob("bindings*.cpp")))
     write_if_changed(build_dir / "all_bindings.cpp", includes_of_all)

@@ -14,7 +14,7 @@
 
 #include <vector>
 
-#include "cpu/parallel.h"
+#include "cpu/process.h"
 #include "dlpack.h"
 
 namespace fastattn {

@@ -4,8 +4,9 @@
 // have the same bits at any number of threads. Scratch is allocated before the loop: inside, nothing may throw.
 #pragma once
 
-#include <stddef.h>
 #include <stdint.h>
+
+#include "process.h"
 
 #ifdef _OPENMP
 // Not <omp.h>: the library is the process's own, whichever it is, and these two are all that is asked of it.
@@ -13,31 +14,15 @@ extern "C" int omp_get_max_threads();
 extern "C" int omp_get_thread_num();
 #endif
 
-namespace fastattn {
-
-// Aligned to 64 bytes. Throws std::bad_alloc. Defined in isa.cpp, once for all instruction sets.
-void* scratch_allocate(size_t bytes);
-void scratch_free(void* memory);
-
-// Asks for huge pages under memory that is about to be filled, if it is large enough for any: a hint, without which
-// nothing changes but the time.
-void use_huge_pages(void* memory, size_t bytes);
-
-// Whether this process was forked from one with threads. OpenMP would wait forever for them: they do not come along.
-bool threads_lost();
-
-}  // namespace fastattn
-
-#ifdef FASTATTN_ISA
 namespace fastattn::FASTATTN_ISA {
 
 // How many threads parallel_for will use at most for this many tasks; scratch is laid out by it.
 inline int thread_count(int64_t tasks) {
-#    ifdef _OPENMP
+#ifdef _OPENMP
     const int64_t most = threads_lost() ? 1 : omp_get_max_threads();
-#    else
+#else
     const int64_t most = 1;
-#    endif
+#endif
     const int64_t count = tasks < most ? tasks : most;
     return count < 1 ? 1 : static_cast<int>(count);
 }
@@ -51,10 +36,10 @@ inline void parallel_for(int64_t tasks, const Body& body) {
         for (int64_t task = 0; task < tasks; ++task) body(task, 0);
         return;
     }
-#    ifdef _OPENMP
-#        pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
+#ifdef _OPENMP
+#    pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
     for (int64_t task = 0; task < tasks; ++task) body(task, omp_get_thread_num());
-#    endif
+#endif
 }
 
 // `count` elements for each of `threads` threads, each thread's part on cache lines of its own.
@@ -78,4 +63,3 @@ class Scratch {
 };
 
 }  // namespace fastattn::FASTATTN_ISA
-#endif
