@@ -16,13 +16,9 @@ from .positional import (
     RotaryEmbedding,
     SinusoidalPositionalEncoding,
 )
-from .transformer import (
-    Transformer,
-    TransformerDecoder,
-    TransformerDecoderLayer,
-    TransformerEncoder,
-    TransformerEncoderLayer,
-)
+from .transformer import Transformer
+from .transformer_decoder import TransformerDecoder, TransformerDecoderLayer
+from .transformer_encoder import TransformerEncoder, TransformerEncoderLayer
 
 __all__ = [
     "ALiBi",
