@@ -78,3 +78,8 @@ def same_bits_at_any_thread_count() -> Iterator[Callable[[Callable], None]]:
 
     yield check
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def same_random_numbers() -> None:
+    torch.manual_seed(0)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 # Relative to the largest value of the group (all outputs, or all gradients): a gradient that is zero in exact
 # arithmetic, as that of the keys' bias, has no scale of its own.
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-5}
+MODES = [(True, True), (False, True), (False, False)]  # training, and whether gradients are recorded
 
 
 def pair(ours: type[nn.Module], theirs: type[nn.Module], *args: Any, **kwargs: Any) -> tuple[nn.Module, nn.Module]:
@@ -109,3 +110,8 @@ def assert_same_error(ours: Callable, theirs: Callable, *args: Any, **kwargs: An
 
 def uniform(*shape: int, dtype: torch.dtype, requires_grad: bool = True) -> Tensor:
     return (torch.rand(*shape, dtype=dtype) * 2 - 1).requires_grad_(requires_grad)
+
+
+def left_aligned(lengths: list[int], longest: int) -> Tensor:
+    """A padding mask, True after each sequence's end."""
+    return torch.arange(longest) >= torch.tensor(lengths)[:, None]

@@ -283,3 +283,5 @@ assert {sample.op for sample in SAMPLES} == set(OPS), "every op has samples"
 # A row a sample and backend that takes it: a backend that learns an op comes under the rules by itself.
 TAKEN = [pytest.param(sample, backend, id=f"{sample}-{backend}") for sample in SAMPLES for backend in sample.backends()]
 FUSED = [row for row in TAKEN if row.values[1] != "eager"]
+EVERY = [pytest.param(sample, id=str(sample)) for sample in SAMPLES]
+SIMPLEST = [next(sample for sample in SAMPLES if sample.op == op) for op in OPS]

@@ -1,22 +1,31 @@
-"""The rules for all ops, whatever backends each has: registration, gradients, compilation, transforms."""
+"""The rules for all ops, whatever backends each has: registration, gradients, transforms. See also test_ops_compiled.py."""
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from samples import FUSED, SAMPLES, TAKEN, Sample, direction, gradients, leaves, run, substitute, tensors
+from samples import (
+    EVERY,
+    FUSED,
+    SAMPLES,
+    SIMPLEST,
+    TAKEN,
+    Sample,
+    direction,
+    gradients,
+    leaves,
+    run,
+    substitute,
+    tensors,
+)
 from torch import Tensor
-from torch._inductor.compile_fx import compile_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 import fastattn
 from fastattn import dispatch
-from fastattn.backends import BACKENDS, OPS
 
-KERNELS = [backend for backend in BACKENDS if backend != "eager"]
-EVERY = [pytest.param(sample, id=str(sample)) for sample in SAMPLES]
+pytestmark = pytest.mark.usefixtures("same_random_numbers")
 
 
 def composite(op: str) -> bool:
@@ -27,11 +36,6 @@ def composite(op: str) -> bool:
 
 # Eager runs through the registration where autograd has nothing to look through it for.
 REGISTERED = [row for row in TAKEN if row in FUSED or row.values[0].inference or composite(row.values[0].op)]
-
-
-@pytest.fixture(autouse=True)
-def _same_random_numbers() -> None:
-    torch.manual_seed(0)
 
 
 def detached(tree: Any) -> Any:
@@ -147,9 +151,6 @@ def test_a_second_derivative_of_a_fused_backward_is_an_error_that_says_so(sample
             torch.autograd.grad([grad.square().sum() for grad in once if grad.requires_grad], inputs)
 
 
-SIMPLEST = [next(sample for sample in SAMPLES if sample.op == op) for op in OPS]
-
-
 @pytest.mark.parametrize("sample", [sample for sample in SIMPLEST if not sample.inference], ids=str)
 def test_eager_has_second_derivatives(sample: Sample) -> None:
     arguments = sample.arguments(torch.float64)
@@ -220,106 +221,7 @@ def test_no_gradient_comes_from_none(sample: Sample, backend: str) -> None:
     assert all(grad is None or not grad.any() for grad in grads)
 
 
-# ---- Compilation -----------------------------------------------------------------------------------------------------
-
-
-def every(samples: list[Sample], arguments: list[tuple[tuple, dict]]) -> list[Tensor]:
-    return [
-        out
-        for sample, (args, kwargs) in zip(samples, arguments, strict=True)
-        for out in tensors(sample.function(*args, **kwargs))
-    ]
-
-
-def compare_compiled(compiler: str, samples: list[Sample], backend: str, **options: Any) -> None:
-    """All samples as one graph, forward and backward, against the same without a compiler."""
-    torch.compiler.reset()
-    compiled = torch.compile(every, fullgraph=True, backend=compiler, **options)
-    results = []
-    for function in (every, compiled):
-        arguments = [sample.arguments() for sample in samples]
-        torch.manual_seed(0)
-        with fastattn.use_backend(backend):
-            outputs = function(samples, arguments)
-            results.append([*outputs, *gradients(outputs, leaves(arguments))])
-    for found, expected in zip(results[1], results[0], strict=True):
-        torch.testing.assert_close(found, expected)
-
-
-@pytest.mark.parametrize(
-    ("op", "backend"), [(op, backend) for op in OPS for backend in BACKENDS if op in BACKENDS[backend]]
-)
-def test_compiled_without_graph_breaks(op: str, backend: str) -> None:
-    taken = [sample for sample in SAMPLES if sample.op == op and backend in sample.backends()]
-    compare_compiled("aot_eager", taken, backend)
-
-
-class Block(torch.nn.Module):
-    """A Transformer layer of ops: every op that a language model's layer has, in one graph."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        dim, hidden = 16, 24
-        shapes = {
-            "qkv": (3 * dim, dim),
-            "out": (dim, dim),
-            "w1": (hidden, dim),
-            "gate": (hidden, dim),
-            "w2": (dim, hidden),
-        }
-        self.weights = torch.nn.ParameterDict({name: torch.randn(shape) / 4 for name, shape in shapes.items()})
-        self.norm1, self.norm2 = (torch.nn.Parameter(torch.ones(dim)) for _ in range(2))
-
-    def forward(self, x: Tensor, dropout_p: float = 0.0) -> Tensor:
-        w = self.weights
-        seq = x.shape[1]
-        q, k, v = (
-            fastattn.linear(fastattn.layer_norm(x, self.norm1), w.qkv).unflatten(-1, (3, 2, 8)).permute(2, 0, 3, 1, 4)
-        )
-        angle = torch.arange(seq)[:, None] * torch.tensor([1.0, 0.1, 1.0, 0.1])
-        q, k = fastattn.rotary_embedding(q, k, angle.cos(), angle.sin())
-        attended = fastattn.attention(q, k, v, None, dropout_p, is_causal=True).transpose(1, 2).flatten(2)
-        normed, x = fastattn.rms_norm(fastattn.linear(attended, w.out), self.norm2, residual=x, dropout_p=dropout_p)
-        return x + fastattn.feed_forward(normed, w.w1, None, w.w2, None, "silu", w.gate, dropout_p)
-
-
-def training_step(block: Block, function: Callable, x: Tensor, **options: Any) -> list[Tensor]:
-    torch.manual_seed(0)
-    x = x.clone().requires_grad_()
-    out = function(x, **options)
-    return [out, *gradients([out], [x, *block.parameters()])]
-
-
-@torch._inductor.config.patch(fallback_random=True)  # eager's random numbers
-def test_inductor_with_dynamic_shapes() -> None:
-    """No new graph for sequences of other lengths, forward and backward, with dropout."""
-    torch.compiler.reset()
-    block, graphs, counts = Block(), [], []
-
-    def compiler(graph: torch.fx.GraphModule, inputs: list) -> Callable:
-        graphs.append(graph)
-        return compile_fx(graph, inputs)
-
-    compiled = torch.compile(block, fullgraph=True, dynamic=True, backend=compiler)
-    for shape in ((2, 5, 16), (3, 9, 16), (2, 40, 16)):
-        x = torch.randn(shape)
-        for found, expected in zip(
-            *(training_step(block, f, x, dropout_p=0.2) for f in (compiled, block)), strict=True
-        ):
-            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
-        counts.append(len(graphs))
-    # The first length may take two: dynamo starts over once it knows that dropout_p is a constant.
-    assert counts[0] in (1, 2)
-    assert counts == counts[:1] * 3
-
-
-def test_export_with_dynamic_shapes() -> None:
-    block = Block()
-    batch, seq = torch.export.Dim("batch"), torch.export.Dim("seq")
-    exported = torch.export.export(block, (torch.randn(2, 5, 16),), dynamic_shapes={"x": {0: batch, 1: seq}})
-    for shape in ((2, 5, 16), (1, 7, 16), (4, 3, 16)):
-        x = torch.randn(shape)
-        torch.testing.assert_close(exported.module()(x), block(x))
+# ---- Views, and what outlives a transform ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("sample", "backend"), FUSED)
@@ -448,72 +350,3 @@ def test_lengths_and_classes_may_be_batched() -> None:
     for i in range(2):
         one = fastattn.attention_varlen(packed[i], packed[i], packed[i], ends[i], ends[i], 3, 3)
         torch.testing.assert_close(batched[i], one)
-
-
-# ---- explain and use_backend -----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("sample", EVERY)
-def test_explain_names_the_backend_that_runs(sample: Sample, monkeypatch: pytest.MonkeyPatch) -> None:
-    ran: list[str] = []
-    for backend in BACKENDS:
-        module = BACKENDS[backend].get(sample.op)
-        if module is not None and backend != "eager":
-            forward = module.forward
-            monkeypatch.setattr(module, "forward", lambda *a, b=backend, f=forward: (ran.append(b), f(*a))[1])
-    args, kwargs = sample.arguments()
-    state = torch.random.get_rng_state()
-    explanation = fastattn.explain(sample.op, *args, **kwargs)
-    assert torch.equal(torch.random.get_rng_state(), state), "explain drew random numbers"
-    assert ran == []
-    assert explanation.op == sample.op
-    assert list(explanation.reasons) == list(BACKENDS)
-    assert explanation.reasons[explanation.backend] is None
-    lines = str(explanation).splitlines()
-    assert lines[0] == f"{sample.op} runs on: {explanation.backend}"
-    assert [line.split()[0] for line in lines[1:]] == list(BACKENDS)
-
-    sample.function(*args, **kwargs)
-    assert ran == [explanation.backend][: explanation.backend != "eager"]
-    for backend, reason in explanation.reasons.items():
-        ran.clear()
-        args, kwargs = sample.arguments()
-        with fastattn.use_backend(backend):
-            if reason is None:
-                sample.function(*args, **kwargs)
-                assert ran == [backend][: backend != "eager"]
-                assert fastattn.explain(sample.op, *args, **kwargs).backend == backend
-            else:
-                with pytest.raises(RuntimeError, match=f"{sample.op} cannot run on the {backend} backend") as error:
-                    sample.function(*args, **kwargs)
-                assert reason in str(error.value)
-                assert ran == []
-
-
-@pytest.mark.parametrize("sample", SIMPLEST, ids=str)
-def test_float64_runs_on_eager_and_explain_says_why(sample: Sample) -> None:
-    args, kwargs = sample.arguments(torch.float64)
-    explanation = fastattn.explain(sample.op, *args, **kwargs)
-    assert explanation.backend == "eager"
-    for backend in KERNELS:
-        reason = explanation.reasons[backend]
-        assert "float64" in reason or reason == f"the {backend} backend has no {sample.op}"
-    assert tensors(sample.function(*args, **kwargs))[0].dtype == torch.float64
-
-
-def test_unknown_names_are_errors_that_list_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="there is no op 'attentoin'; choose one of attention, "):
-        fastattn.explain("attentoin", torch.ones(1))
-    with (
-        pytest.raises(ValueError, match="there is no backend 'gpu'; choose one of 'cpu', 'eager'"),
-        fastattn.use_backend("gpu"),
-    ):
-        pass
-
-
-def test_explain_raises_the_calls_own_errors_and_leaves_nothing_behind() -> None:
-    with pytest.raises(ValueError, match="features"):
-        fastattn.explain("linear", torch.ones(2, 3), torch.ones(4, 5))
-    with pytest.raises(TypeError):
-        fastattn.explain("linear", torch.ones(2, 3), no_such_argument=1)
-    assert isinstance(fastattn.linear(torch.ones(2, 3), torch.ones(4, 3)), Tensor)
