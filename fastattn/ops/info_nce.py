@@ -5,6 +5,7 @@ from torch import Tensor
 
 from .. import dispatch
 from ..backends import BACKENDS
+from ..backends.found_gradients import found_with_the_loss
 from . import _autocast, _checks, _library
 
 _eager = BACKENDS["eager"]["info_nce"].forward
@@ -77,7 +78,7 @@ def info_nce(
 
 
 def _fake_forward(query, positive, negatives, temperature, symmetric, needs, backend):
-    found = [need and query.dtype != torch.float16 for need in needs]
+    found = found_with_the_loss(query, needs)
     grads = _fake_gradients(query, positive, negatives, temperature, found, torch.float32)
     return query.new_empty((), dtype=torch.float32), *grads
 

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from .. import dispatch
 from ..backends import BACKENDS
+from ..backends.found_gradients import found_with_the_loss
 from . import _autocast, _checks, _library
 from .linear import matrix_product, vector
 
@@ -97,8 +98,7 @@ def linear_cross_entropy(
 def _fake_forward(x, weight, target, bias, class_weight, *settings):
     *_, reduction, needs, _ = settings
     loss = x.new_empty(target.shape if reduction == "none" else (), dtype=torch.float32)
-    found = reduction != "none" and x.dtype != torch.float16
-    return loss, *_fake_gradients(x, weight, bias, [need and found for need in needs])
+    return loss, *_fake_gradients(x, weight, bias, found_with_the_loss(x, needs, reduction))
 
 
 def _fake_gradients(x, weight, bias, needs):

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from ..found_gradients import found_with_the_loss
 from . import _native
 from ._native import contiguous, given, gradient, rows
 
@@ -29,13 +30,9 @@ def forward(
     symmetric: bool,
     needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Arguments and results as in docs/architecture.md, "Normalised arguments".
-
-    The loss brings its gradients along, to be multiplied by what it receives. Not so in float16: before that multiplication,
-    which a gradient scaler makes large, they would be too small for it.
-    """
+    """Arguments and results as in docs/architecture.md, "Normalised arguments"."""
     loss = query.new_empty((), dtype=torch.float32)
-    found = [need and query.dtype != torch.float16 for need in needs]
+    found = found_with_the_loss(query, needs)
     of_query, of_positive, of_negatives, of_temperature = _run(
         query, positive, negatives, temperature, None, loss, symmetric, found
     )

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from ..found_gradients import found_with_the_loss
 from . import _native
 from ._native import contiguous, given, gradient, rows
 
@@ -41,15 +42,11 @@ def forward(
     reduction: str,
     needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Arguments and results as in docs/architecture.md, "Normalised arguments".
-
-    A reduced loss brings its gradients along, to be multiplied by what the loss receives. Not so in float16: before that
-    multiplication, which a gradient scaler makes large, they would be too small for it.
-    """
+    """Arguments and results as in docs/architecture.md, "Normalised arguments"."""
     loss = x.new_empty(target.shape if reduction == "none" else (), dtype=torch.float32)
-    found = reduction != "none" and x.dtype != torch.float16
+    found = found_with_the_loss(x, needs, reduction)
     settings = (ignore_index, label_smoothing, z_loss, softcap, reduction)
-    grads = _run(x, weight, target, bias, class_weight, None, loss, settings, [need and found for need in needs])
+    grads = _run(x, weight, target, bias, class_weight, None, loss, settings, found)
     return loss, *grads
 
 
