@@ -86,12 +86,14 @@ def test_huge_scores(isa: str, scale: float, q: int) -> None:
 
 
 @pytest.mark.parametrize("q", [3, 9])
-def test_a_mask_of_the_lowest_float(isa: str, q: int) -> None:
+@pytest.mark.parametrize("lowest", [torch.finfo(torch.float32).min, torch.finfo(torch.bfloat16).min, -(2.0**127)])
+def test_a_mask_of_the_lowest_float(isa: str, q: int, lowest: float) -> None:
     """Models mask with it as well as with -inf. A row that has nothing else gives the mean of the values, as in eager."""
     torch.manual_seed(0)
     query, key, value = (torch.randn(1, 2, n, 8, requires_grad=True) for n in (q, 300, 300))
-    mask = torch.full((q, 300), torch.finfo(torch.float32).min)
+    mask = torch.full((q, 300), lowest)
     mask[1:, 7:] = 0.0
+    mask[2, 7:] = torch.finfo(torch.float32).min  # lower still, or the same
     verify.check(fastattn.attention, query, key, value, mask, return_lse=True, backend="cpu").raise_if_failed()
 
 

@@ -379,7 +379,7 @@ class FewQueries {
             }
             sum = in_order;
         }
-        finish_row<T>(args_, seq, b, h, i, sum, top, total);
+        finish_row<T>(args_, score_, seq, b, h, i, sum, top, total);
     }
 
     const AttentionForward& args_;

@@ -105,7 +105,8 @@ class Forward {
             }
         }
         for (int64_t r = 0; r < block.rows; ++r) {
-            finish_row<T>(args_, seq, b, h, block.i0 + r, w.weighted + r * value_columns_, w.top[r], w.total[r]);
+            finish_row<T>(args_, score_, seq, b, h, block.i0 + r, w.weighted + r * value_columns_, w.top[r],
+                          w.total[r]);
         }
     }
 

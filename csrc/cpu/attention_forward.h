@@ -15,8 +15,8 @@ void attention_few_queries(const AttentionForward& args);  // attention_decode.c
 
 // out = weighted / total, lse = log of the sum of exp2(top) * total; zeros and -inf for a row without keys.
 template <class T>
-FASTATTN_INLINE void finish_row(const AttentionForward& args, const Sequence& seq, int64_t b, int64_t h, int64_t i,
-                                const float* weighted, float top, float total) {
+FASTATTN_INLINE void finish_row(const AttentionForward& args, const Score& score, const Sequence& seq, int64_t b,
+                                int64_t h, int64_t i, const float* weighted, float top, float total) {
     const int64_t token = seq.q_begin + i, stride = args.out.stride[3], dim = args.value.size[3];
     const bool none = total == 0.0f;
     const float scale = none ? 0.0f : 1.0f / total;
@@ -26,10 +26,8 @@ FASTATTN_INLINE void finish_row(const AttentionForward& args, const Sequence& se
         for (; c + kLanes <= dim; c += kLanes) store(out + c, none ? Vec{} : load(weighted + c) * scale);
     }
     for (; c < dim; ++c) from_float(none ? 0.0f : weighted[c] * scale, out[c * stride]);
-    // The lowest score stands for all below it (score.h).
-    const double natural_top = top == kLowest ? kLowest : top * 0.6931471805599453;
     args.lse.as<float>()[offset_of(args.lse, b, h, token)] =
-        none ? -kInfinity : static_cast<float>(natural_top + log(static_cast<double>(total)));
+        none ? -kInfinity : static_cast<float>(score.natural(top) + log(static_cast<double>(total)));
 }
 
 }  // namespace fastattn::FASTATTN_ISA

@@ -43,8 +43,14 @@ FASTATTN_INLINE Ints mask_vector(const uint8_t* row, int64_t stride, int64_t j, 
 FASTATTN_INLINE Vec masked(Vec s, Vec mask) { return s + mask; }
 FASTATTN_INLINE Vec masked(Vec s, Ints takes_part) { return select(takes_part, s, splat(-kInfinity)); }
 
-// A finite score stays finite, and its key takes part: masks are made of the lowest float, too.
-FASTATTN_INLINE Vec to_base_two(Vec s) { return select(s == splat(-kInfinity), s, max(splat(kLowest), s * kLog2E)); }
+// A finite score stays finite, and its key takes part: masks are made of the lowest float, too. From -1.7e38 down, short
+// of where s * log2 e overflows, s / 2 - kOffset is the greater of the two. Such scores are equal, or so far apart that the
+// greatest takes all the weight: only their order counts, and that the line can be followed back (`natural`).
+constexpr float kOffset = 0x1.ep126f;
+
+FASTATTN_INLINE Vec to_base_two(Vec s) {
+    return select(s == splat(-kInfinity), s, max(s * 0.5f - kOffset, s * kLog2E));
+}
 
 }  // namespace detail
 
@@ -59,6 +65,12 @@ class Score {
     // Whether a score is factor() * x, and factor() > 0.
     bool plain() const { return plain_; }
     float factor() const { return factor_; }
+    // The score that is `base_two` in these units.
+    double natural(float base_two) const {
+        const double near = base_two * 0.6931471805599453, far = 2.0 * (double{base_two} + detail::kOffset);
+        if (plain_ || near < far) return near;
+        return far > kLowest ? far : kLowest;  // the lowest float was rounded on its way
+    }
     bool drops() const { return args_.dropout_p > 0.0; }
     float drop_scale() const { return dropout_.scale(); }
 
