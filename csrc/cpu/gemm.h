@@ -31,7 +31,7 @@ constexpr int64_t kDepthBlock = 192;                 // steps
 constexpr int64_t kDepthAtOnce = 4096;               // steps packed at a time
 constexpr int64_t kRowsAtOnce = 2016;                // if the depth is packed in parts; a multiple of every kTileRows
 constexpr int64_t kPackedAtOnce = int64_t{8} << 20;  // bytes
-constexpr int64_t kTasks = 32;                       // blocks are made smaller to have so many
+constexpr int64_t kTasks = 32, kTasksOfThread = 8;   // blocks are made smaller to have so many, the fewer of the two
 
 template <class T>
 class Product {
@@ -51,13 +51,15 @@ class Product {
         const int64_t panels_at_once = larger(kPackedAtOnce / (panel_size_ * static_cast<int64_t>(sizeof(Step))), 1);
         panels_at_once_ = ceil_div(panels, ceil_div(panels, panels_at_once));
         rows_at_once_ = depth_at_once_ < depth ? smaller(rows, kRowsAtOnce) : rows;
+        parallel_ = worth_threads(rows, columns, steps);
+        threads_ = parallel_ ? thread_count(int64_t{1} << 30) : 1;
         block_strips_ = kBlockStrips, block_panels_ = ceil_div(panels, ceil_div(panels, kBlockPanels));
-        // Smaller blocks where these would be few; narrow ones last.
-        auto few = [&] { return ceil_div(strips, block_strips_) * ceil_div(panels, block_panels_) < kTasks; };
+        // Smaller blocks where these would be few; narrow ones last. An element's sum is the same in any block.
+        const int64_t tasks = smaller(kTasks, threads_ * kTasksOfThread);
+        auto few = [&] { return ceil_div(strips, block_strips_) * ceil_div(panels, block_panels_) < tasks; };
         while (few() && block_panels_ > kBlockStrips) block_panels_ = ceil_div(block_panels_, 2);
         if (few()) block_strips_ = kBlockStrips / 2;
         while (few() && block_panels_ > 2) block_panels_ = ceil_div(block_panels_, 2);
-        parallel_ = worth_threads(rows, columns, steps);
         in_place_ = std::is_same_v<T, Element> && a.column == 1 && a.row % kSteps == 0 && depth % kSteps == 0 &&
                     reinterpret_cast<uintptr_t>(a.data) % sizeof(Step) == 0 && !rows_collide();
         strip_row_ = depth_block_ / kSteps + kLanes;
@@ -68,11 +70,10 @@ class Product {
         const bool in_parts = depth_at_once_ < depth_;
         const Scratch<Step> packed(panels_at_once_ * panel_size_);
         const Scratch<float> totals(in_parts ? rows_at_once_ * columns_at_once : 0);
-        const int threads = parallel_ ? thread_count(int64_t{1} << 30) : 1;
         const int64_t strip_size = (a_.column == 1 ? kTileRows : kBlockRows) * strip_row_;
         const int64_t sum_rows = in_parts ? 0 : finish.whole_blocks || depth_block_ < depth_ ? kBlockRows : kTileRows;
         const int64_t sum_stride = block_panels_ * kTileColumns;
-        const Scratch<float> workspace(strip_size + sum_rows * sum_stride, threads);
+        const Scratch<float> workspace(strip_size + sum_rows * sum_stride, threads_);
 
         for (int64_t c0 = 0; c0 < columns_; c0 += columns_at_once) {
             const int64_t columns = smaller(columns_at_once, columns_ - c0);
@@ -210,6 +211,7 @@ class Product {
     int64_t panel_size_, panels_at_once_;
     int64_t block_strips_, block_panels_;
     int64_t strip_row_;
+    int threads_;
     bool parallel_, in_place_;
 };
 
