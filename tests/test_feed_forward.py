@@ -5,6 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from linear_cases import ACTIVATIONS, MATRICES, SIZES, SMALL, VECTORS, Values, check_exact, check_specials, leading
+from memory import most_memory_of, needs_linux
 from norm_cases import DTYPES, check_refused, with_specials
 from torch import Tensor
 
@@ -45,9 +46,9 @@ def test_whole_numbers_are_exact(isa: str, data: st.DataObject) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("gated", [False, True])
 def test_many_tokens(isa: str, dtype: torch.dtype, gated: bool) -> None:
-    """More than the forward takes at a time."""
+    """More rows than the forward takes at a time, and more features than the backward does."""
     torch.manual_seed(0)
-    shapes = (1500, 40), (70, 40), (70,), (50, 70), (50,), (70, 40)
+    shapes = (2100, 40), (450, 40), (450,), (50, 450), (50,), (450, 40)
     x, w1, b1, w2, b2, w_gate = ((torch.randn(s) * s[-1] ** -0.5).to(dtype).requires_grad_() for s in shapes)
     verify.check(
         fastattn.feed_forward, x, w1, b1, w2, b2, "gelu", w_gate if gated else None, 0.1, backend="cpu"
@@ -73,7 +74,9 @@ def test_nan_and_infinity_stand_where_the_definition_has_them(
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("rows", "inner", "hidden", "outer"), [(1300, 33, 70, 50), (3, 300, 700, 400)])
+@pytest.mark.parametrize(
+    ("rows", "inner", "hidden", "outer"), [(1300, 33, 70, 50), (3, 300, 700, 400), (2100, 20, 450, 30)]
+)
 def test_bits_do_not_depend_on_threads(isa, same_bits_at_any_thread_count, dtype, rows, inner, hidden, outer) -> None:
     torch.manual_seed(0)
     shapes = (rows, inner), (hidden, inner), (hidden,), (outer, hidden), (outer,), (hidden, inner)
@@ -86,6 +89,24 @@ def test_bits_do_not_depend_on_threads(isa, same_bits_at_any_thread_count, dtype
             return [out, *torch.autograd.grad(out.float().square().sum(), inputs)]
 
     same_bits_at_any_thread_count(run)
+
+
+@needs_linux
+@pytest.mark.parametrize("gated", [False, True])
+def test_a_training_step_takes_no_more_than_twice_what_it_keeps(gated: bool) -> None:
+    """Of the hidden values and their gradients, a part exists at a time."""
+    rows, hidden = 8192, 2048
+    x, w1, w2, w_gate = (
+        torch.ones(s, requires_grad=True) for s in ((rows, 16), (hidden, 16), (16, hidden), (hidden, 16))
+    )
+    kept = (1 + gated) * rows * hidden * x.itemsize
+
+    def step() -> None:
+        fastattn.feed_forward(x, w1, None, w2, None, "silu", w_gate if gated else None).sum().backward()
+
+    with fastattn.use_backend("cpu"):
+        step()
+        assert most_memory_of(step) < 2 * kept
 
 
 @pytest.mark.parametrize("sizes", [(0, 3, 5, 4), (3, 0, 5, 4), (3, 5, 0, 4), (3, 5, 4, 0), (0, 0, 0, 0)])
