@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from . import dropout
+from .softmax import masked_softmax
 
 
 def window(distance: Tensor, window_left: int, window_right: int) -> Tensor | None:
@@ -63,22 +64,7 @@ def attend(
     if takes_part is not None:
         score = score.masked_fill(~takes_part, -torch.inf)
 
-    # Softmax by hand, because a row of nothing but -inf has to end as zeros in both directions. The first masked_fill
-    # changes no score: it ends the gradient of those that it fills.
-    excluded = score == -torch.inf
-    score = score.masked_fill(excluded, -torch.inf)
-    if score.shape[-1] == 0:
-        top = score.new_zeros((*score.shape[:-1], 1))
-    else:
-        top = score.detach().amax(dim=-1, keepdim=True)
-    top = top.masked_fill(top == -torch.inf, 0.0)
-    weight = torch.exp(score - top)
-    total = weight.sum(dim=-1, keepdim=True)
-    none = total == 0.0
-    total = total.masked_fill(none, 1.0)
-    lse = (top + torch.log(total)).masked_fill(none, -torch.inf).squeeze(-1)
-    weight = (weight / total).masked_fill(excluded, 0.0)
-
+    weight, lse = masked_softmax(score)
     if keep is not None:
         weight = dropout.apply(weight, keep, dropout_p)
     out = weight.to(value.dtype) @ value
