@@ -146,7 +146,7 @@ def _pages(t: Draw) -> Call:
 
 
 def _additive(t: Draw) -> tuple:
-    return t(2, 3, 3), t(2, 4, 2), t(2, 4, 1), t(4, 3), t(4, 2), t(4)
+    return t(2, 3, 6), t(2, 4, 5), t(2, 4, 3), t(8, 6), t(8, 5), t(8)
 
 
 def _gated(t: Draw) -> tuple:

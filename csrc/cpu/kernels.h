@@ -80,6 +80,28 @@ struct AttentionBackward : AttentionScore {
     Tensor grad_query, grad_key, grad_value, grad_mask;  // grad_mask, of mask's shape and dtype, may be absent
 };
 
+// ---- Additive attention ---------------------------------------------------------------------------------------------
+
+// score = v . tanh(w_query . query + w_key . key);  out = softmax(score) . value. Of AttentionScore only the sizes (one
+// head), mask, and dropout apply. query (batch * max_q, query_dim) and key (batch * max_k, key_dim) are matrices of any
+// strides, as are w_query and w_key (hidden, …); value (batch, max_k, value_dim) has any strides, v is contiguous; out
+// (batch, max_q, value_dim) is contiguous. All are of one dtype but the projections, (batch * max_q, hidden) and
+// (batch * max_k, hidden) in contiguous float32.
+struct AdditiveAttentionForward : AttentionScore {
+    Tensor query, key, value, w_query, w_key, v;
+    Tensor out;
+    Tensor projected_query, projected_key;  // kept for the backward, or absent
+};
+
+// Tensors as above, grad_out of any strides. Gradients lie as their tensors: those of query and key with unit stride
+// along their rows, of w_query and w_key along either dimension, of value, v and mask contiguous; grad_mask is float32, of
+// mask's shape. One that nobody asked for is absent.
+struct AdditiveAttentionBackward : AttentionScore {
+    Tensor query, key, value, w_query, w_key, v, projected_query, projected_key;
+    Tensor grad_out;
+    Tensor grad_query, grad_key, grad_value, grad_w_query, grad_w_key, grad_v, grad_mask;
+};
+
 // ---- Linear and feed-forward ----------------------------------------------------------------------------------------
 
 enum class Activation : int32_t { kNone, kRelu, kGelu, kGeluTanh, kSilu };
@@ -180,27 +202,31 @@ struct RotaryEmbedding {
 
 // clang-format off
 // X(function, arguments)
-#define FASTATTN_KERNELS(X)                                  \
-    /* layer norm and RMS norm */                            \
-    X(norm_forward, NormForward)                             \
-    X(norm_backward, NormBackward)                           \
-    /* attention, forward */                                 \
-    X(attention_forward, AttentionForward)                   \
-                                                             \
-    /* attention, backward */                                \
-    X(attention_backward, AttentionBackward)                 \
-                                                             \
-    /* linear and feed-forward */                            \
-    X(linear_forward, LinearForward)                         \
-    X(linear_backward, LinearBackward)                       \
-    X(feed_forward_forward, FeedForwardForward)              \
-    X(feed_forward_backward, FeedForwardBackward)            \
-    /* losses */                                             \
-    X(linear_cross_entropy, LinearCrossEntropy)              \
-    X(info_nce, InfoNce)                                     \
-    /* positions */                                          \
-    X(rotary_embedding, RotaryEmbedding)                     \
-    /* a whole layer */                                      \
+#define FASTATTN_KERNELS(X)                                   \
+    /* layer norm and RMS norm */                             \
+    X(norm_forward, NormForward)                              \
+    X(norm_backward, NormBackward)                            \
+    /* attention, forward */                                  \
+    X(attention_forward, AttentionForward)                    \
+                                                              \
+    /* attention, backward */                                 \
+    X(attention_backward, AttentionBackward)                  \
+                                                              \
+    /* additive attention */                                  \
+    X(additive_attention_forward, AdditiveAttentionForward)   \
+    X(additive_attention_backward, AdditiveAttentionBackward) \
+                                                              \
+    /* linear and feed-forward */                             \
+    X(linear_forward, LinearForward)                          \
+    X(linear_backward, LinearBackward)                        \
+    X(feed_forward_forward, FeedForwardForward)               \
+    X(feed_forward_backward, FeedForwardBackward)             \
+    /* losses */                                              \
+    X(linear_cross_entropy, LinearCrossEntropy)               \
+    X(info_nce, InfoNce)                                      \
+    /* positions */                                           \
+    X(rotary_embedding, RotaryEmbedding)                      \
+    /* a whole layer */                                       \
     X(encoder_layer, EncoderLayer)
 
 // clang-format on

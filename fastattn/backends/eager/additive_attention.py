@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .dropout import apply, keep_mask
+from .softmax import masked_softmax
 
 
 def forward(
@@ -23,19 +24,20 @@ def forward(
     attn_mask: Tensor | None,
     seed: Tensor | None,
     dropout_p: float,
-) -> Tensor:
-    """query (…, q, query_dim), key (…, k, key_dim), value (…, k, value_dim), attn_mask broadcasting to (…, q, k)."""
+    save: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Arguments and results as in docs/architecture.md, "Normalised arguments"; the projections are a backward kernel's."""
     accumulate = torch.float64 if query.dtype == torch.float64 else torch.float32
     projected_query = F.linear(query, w_query).unsqueeze(-2)
     projected_key = F.linear(key, w_key).unsqueeze(-3)
     score = (torch.tanh(projected_query + projected_key) @ v).to(accumulate)
     if attn_mask is not None and attn_mask.dtype != torch.bool:
-        score = score + attn_mask.to(accumulate)
+        score = score + attn_mask
     elif attn_mask is not None:
         score = score.masked_fill(~attn_mask, -torch.inf)
-    none = (score == -torch.inf).all(dim=-1, keepdim=True)
-    weight = torch.softmax(score.masked_fill(none, 0.0), dim=-1).masked_fill(none, 0.0)
+    weight, _ = masked_softmax(score)
     if seed is not None:
         rows = torch.arange(score.shape[:-1].numel(), device=score.device).reshape(score.shape[:-1])
         weight = apply(weight, keep_mask(seed, rows, score.shape[-1], dropout_p), dropout_p)
-    return weight.to(value.dtype) @ value
+    none = query.new_empty(0)
+    return weight.to(value.dtype) @ value, none, none
