@@ -23,19 +23,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 import fastattn
-from fastattn import dispatch
 
 pytestmark = pytest.mark.usefixtures("same_random_numbers")
 
 
-def composite(op: str) -> bool:
-    """Whether autograd looks through the registered op at its formula (`_library.define_composite`)."""
-    schema = getattr(torch.ops.fastattn, op).default._schema
-    return all(argument.name != "backend" for argument in schema.arguments)
-
-
 # Eager runs through the registration where autograd has nothing to look through it for.
-REGISTERED = [row for row in TAKEN if row in FUSED or row.values[0].inference or composite(row.values[0].op)]
+REGISTERED = [row for row in TAKEN if row in FUSED or row.values[0].inference]
 
 
 def detached(tree: Any) -> Any:
@@ -64,34 +57,13 @@ class Recorder(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def registered_calls(sample: Sample, backend: str, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, tuple, dict]]:
-    """The registered ops that this call and its backward run, as `(op, args, kwargs)`.
-
-    A composite one is looked through at its formula: it is called with what dispatch was asked about.
-    """
-    asked: list[tuple] = []
-
-    def choose(op: str, args: tuple) -> str:
-        asked.append(detached(args))
-        return choice(op, args)
-
-    choice = dispatch.choose
-    monkeypatch.setattr(dispatch, "choose", choose)
+@pytest.mark.parametrize(("sample", "backend"), REGISTERED)
+def test_opcheck(sample: Sample, backend: str) -> None:
     with Recorder() as recorder:
         run(sample, backend, sample.arguments())
-    if recorder.calls:
-        return recorder.calls
-    overload = getattr(torch.ops.fastattn, sample.op).default
-    (args,) = asked
-    return [(overload, args, {})]
-
-
-@pytest.mark.parametrize(("sample", "backend"), REGISTERED)
-def test_opcheck(sample: Sample, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = registered_calls(sample, backend, monkeypatch)
     expected = 1 if backend == "eager" or sample.inference else 2  # forward and backward
-    assert len(calls) == expected
-    for overload, args, kwargs in calls:
+    assert len(recorder.calls) == expected
+    for overload, args, kwargs in recorder.calls:
         torch.library.opcheck(overload, args, kwargs)
 
 

@@ -91,13 +91,6 @@ def define(op: str, schema: str, fake: Callable, direction: str = "forward") -> 
     return registered
 
 
-def define_composite(op: str, schema: str) -> torch._ops.OpOverload:
-    """Registers an op that only the eager backend has: autograd and compilers look through it at its formula."""
-    _LIBRARY.define(op + schema)
-    _LIBRARY.impl(op, BACKENDS["eager"][op].forward, "CompositeImplicitAutograd")
-    return getattr(torch.ops.fastattn, op).default
-
-
 # For each Function its twin's `apply`, and how many of the arguments are tensors.
 _UNWATCHED: dict[type[torch.autograd.Function], tuple[Callable, int]] = {}
 
