@@ -7,7 +7,8 @@
 //     grad_weight = Σ over rows of grad_out * normed,    grad_bias = Σ over rows of grad_out
 //
 // Tile: one row, or a few short ones, read from memory once; the second pass finds grad_out and sum in the first-level
-// cache and computes g anew. The sums over rows (column_sums.h) stay in cache, too.
+// cache and computes g anew. The sums over rows (column_sums.h) stay in cache, too. Gradients beyond the caches are
+// streamed past them (row.h).
 //
 //     rows ──► Σ g, Σ g * normed ──► d sum, and to the sums over rows
 //
@@ -39,7 +40,8 @@ class Backward {
           dim_(args.dim),
           dropout_(args.dropout_p, args.seed),
           affine_(dim_),
-          weight_(as_float(args.weight, dim_, 1.0f, affine_.get())) {}
+          weight_(as_float(args.weight, dim_, 1.0f, affine_.get())),
+          streams_(worth_streaming(args.grad_residual, dim_) && (!kDropout || worth_streaming(args.grad_x, dim_))) {}
 
     void run() const {
         const ColumnSums sums(args_.rows, kLayer ? 2 * dim_ : dim_, dim_);  // for weight, for bias
@@ -68,7 +70,12 @@ class Backward {
             rows[r].mean_g /= static_cast<float>(dim_);
             rows[r].mean_g_normed /= static_cast<float>(dim_);
         }
-        for (int64_t r = 0; r < count; ++r) write_row(first + r, rows[r], weight_sum);
+        if (streams_) {
+            for (int64_t r = 0; r < count; ++r) write_row(first + r, rows[r], weight_sum, std::true_type{});
+            finish_streams();
+        } else {
+            for (int64_t r = 0; r < count; ++r) write_row(first + r, rows[r], weight_sum, std::false_type{});
+        }
     }
 
     // Its means yet to be divided.
@@ -85,7 +92,8 @@ class Backward {
         return row;
     }
 
-    void write_row(int64_t r, const Statistics& row, float* weight_sum) const {
+    template <class Streams>
+    void write_row(int64_t r, const Statistics& row, float* weight_sum, Streams streams) const {
         const int64_t start = r * dim_;
         const T *grad_out = args_.grad_out.as<T>() + start, *source = args_.sum.as<T>() + start;
         const T* grad_sum = args_.grad_sum.present() ? args_.grad_sum.as<T>() + start : nullptr;
@@ -99,12 +107,13 @@ class Backward {
             const Vec g = multiply_alone(grad, load(weight + i, lanes));
             store(weight_sum + i, load(weight_sum + i, lanes) + grad * value, lanes);
             if (kLayer) store(bias_sum + i, load(bias_sum + i, lanes) + grad, lanes);
-            Vec result = (g - row.mean_g - value * row.mean_g_normed) * row.rstd;
+            // Rounded alone, so that it has the same bits whichever way the rest is compiled.
+            Vec result = multiply_alone(g - row.mean_g - value * row.mean_g_normed, splat(row.rstd));
             if (grad_sum) result += load(grad_sum + i, lanes);
-            store(grad_residual + i, result, lanes);
+            put(grad_residual + i, result, streams, lanes);
             if (kDropout) {
                 const KeepVec keep = dropout_.keep_columns(key, static_cast<uint32_t>(i));
-                store(grad_x + i, select(keep, result * dropout_.scale(), Vec{}), lanes);
+                put(grad_x + i, select(keep, result * dropout_.scale(), Vec{}), streams, lanes);
             }
         });
     }
@@ -114,6 +123,7 @@ class Backward {
     const Dropout dropout_;
     const Scratch<float> affine_;
     const float* const weight_;
+    const bool streams_;
 };
 
 }  // namespace

@@ -10,6 +10,8 @@
 //     row ──► sum, Σ sum ──► Σ (sum - mean), Σ (sum - mean)² ──► out           layer norm: the mean is corrected by the
 //     row ──► sum, Σ sum² ─────────────────────────────────────► out           second pass's first sum
 //
+// Sums and outputs beyond the caches are streamed past them (row.h).
+//
 // Must move, in elements a row: x, residual, sum, out = 4 dim (2 dim without residual and dropout), and 2 floats of
 // statistics. About 8 dim flops. So memory bounds it wherever the rows do not lie in cache, and there it runs at nine
 // tenths of a copy's rate or more. In cache the passes bound it, five or six loads a vector where a copy has one: three
@@ -42,22 +44,27 @@ class Forward {
           dropout_(args.dropout_p, args.seed),
           affine_(2 * dim_),
           weight_(as_float(args.weight, dim_, 1.0f, affine_.get())),
-          bias_(kNorm == Norm::kLayer ? as_float(args.bias, dim_, 0.0f, affine_.get() + dim_) : nullptr) {}
+          bias_(kNorm == Norm::kLayer ? as_float(args.bias, dim_, 0.0f, affine_.get() + dim_) : nullptr),
+          streams_(worth_streaming(args.out, dim_) && (!args.sum.present() || worth_streaming(args.sum, dim_))) {}
 
     void run() const {
         constexpr int64_t kTaskElements = 1 << 15;  // some microseconds of work
         const int64_t task_rows = larger(kTaskElements / larger(dim_, 1), 1);
         const int64_t tasks = ceil_div(args_.rows, task_rows);
-        const Scratch<float> buffers(sizeof(T) < sizeof(float) ? block_rows_ * dim_ : 0, thread_count(tasks));
+        const Scratch<float> buffers(buffered() ? block_rows_ * dim_ : 0, thread_count(tasks));
         parallel_for(tasks, [&](int64_t task, int thread) {
             const int64_t end = smaller((task + 1) * task_rows, args_.rows);
             for (int64_t row = task * task_rows; row < end; row += block_rows_) {
                 normalise(row, smaller(block_rows_, end - row), buffers.of(thread));
             }
+            if (streams_) finish_streams();
         });
     }
 
   private:
+    // Whether a row's sum needs a place of its own in the first-level cache.
+    bool buffered() const { return sizeof(T) < sizeof(float) || (streams_ && args_.sum.present()); }
+
     void normalise(int64_t first, int64_t rows, float* buffer) const {
         const float count = static_cast<float>(dim_);
         float *mean = args_.mean.as<float>() + first, *rstd = args_.rstd.as<float>() + first;
@@ -84,11 +91,21 @@ class Forward {
         } else {
             for (int64_t r = 0; r < rows; ++r) rstd[r] = reciprocal_root(sums[r] / count + args_.eps);
         }
+        if (streams_) {
+            write(first, rows, source, std::true_type{});
+        } else {
+            write(first, rows, source, std::false_type{});
+        }
+    }
+
+    template <class Streams>
+    void write(int64_t first, int64_t rows, const float* const* source, Streams streams) const {
         const float *const weight = weight_, *const bias = bias_;
         for (int64_t r = 0; r < rows; ++r) {
             T* out = args_.out.as<T>() + (first + r) * dim_;
             const float* from = source[r];
-            const float centre = kNorm == Norm::kLayer ? mean[r] : 0.0f, scale = rstd[r];
+            const float centre = kNorm == Norm::kLayer ? args_.mean.as<float>()[first + r] : 0.0f;
+            const float scale = args_.rstd.as<float>()[first + r];
             // The next rows come while these are computed.
             const T* next = args_.x.as<T>() + (first + rows + r) * dim_;
             const T* also = args_.residual.present() ? args_.residual.as<T>() + (first + rows + r) * dim_ : next;
@@ -99,9 +116,9 @@ class Forward {
                 }
                 const Vec value = load(from + i, lanes), w = load(weight + i, lanes);
                 if (kNorm == Norm::kLayer) {
-                    store(out + i, (value - centre) * scale * w + load(bias + i, lanes), lanes);
+                    put(out + i, (value - centre) * scale * w + load(bias + i, lanes), streams, lanes);
                 } else {
-                    store(out + i, value * scale * w, lanes);
+                    put(out + i, value * scale * w, streams, lanes);
                 }
             });
         }
@@ -115,8 +132,11 @@ class Forward {
         T* sum = args_.sum.present() ? args_.sum.as<T>() + row * dim_ : nullptr;
         const RowKey key = kDropout ? dropout_.row(static_cast<uint64_t>(row)) : RowKey{};
         source = buffer;
-        if constexpr (std::is_same_v<T, float>) source = sum ? sum : x;
-        auto pass = [&](auto add, auto write) {
+        if constexpr (std::is_same_v<T, float>) {
+            if (!buffered()) source = sum ? sum : x;
+        }
+        const bool keep_row = source == buffer;
+        auto pass = [&](auto add, auto write, auto streams) {
             return row_sums<1>(dim_,
                                [&](int64_t i, auto lanes, Vec* sums) FASTATTN_BODY {
                                    Vec value = load(x + i, lanes);
@@ -125,14 +145,20 @@ class Forward {
                                        value = select(keep, value * dropout_.scale(), Vec{});
                                    }
                                    if (add) value += load(residual + i, lanes);
-                                   if (write) value = store_rounded(sum + i, value, lanes);
-                                   if (sizeof(T) < sizeof(float)) store(buffer + i, value, lanes);
+                                   if constexpr (write.value) {
+                                       value = rounded<T>(value);
+                                       put(sum + i, value, streams, lanes);
+                                   }
+                                   if (keep_row) store(buffer + i, value, lanes);
                                    sums[0] += kNorm == Norm::kLayer ? value : value * value;
                                })
                 .value[0];
         };
-        if (residual) return pass(std::true_type{}, std::true_type{});
-        return sum ? pass(std::false_type{}, std::true_type{}) : pass(std::false_type{}, std::false_type{});
+        using Yes = std::true_type;
+        using No = std::false_type;
+        if (!sum) return pass(No{}, No{}, No{});
+        if (streams_) return residual ? pass(Yes{}, Yes{}, Yes{}) : pass(No{}, Yes{}, Yes{});
+        return residual ? pass(Yes{}, Yes{}, No{}) : pass(No{}, Yes{}, No{});
     }
 
     const NormForward& args_;
@@ -140,6 +166,7 @@ class Forward {
     const Dropout dropout_;
     const Scratch<float> affine_;
     const float *const weight_, *const bias_;
+    const bool streams_;
 };
 
 }  // namespace

@@ -45,12 +45,27 @@ class Rotary {
                 float* converted = space + (kTokens + t) * rotary_;
                 sign(as_float(angles(args_.sin, b, first + t), rotary_, 0.0f, converted), sin + t * rotary_);
             }
-            turn(args_.q, args_.out_q, b, first, count, cos, sin);
-            turn(args_.k, args_.out_k, b, first, count, cos, sin);
+            const auto turn_in = [&](const Tensor& x, const Tensor& out) {
+                if (streams(out)) {
+                    turn(x, out, b, first, count, cos, sin, std::true_type{});
+                } else {
+                    turn(x, out, b, first, count, cos, sin, std::false_type{});
+                }
+            };
+            turn_in(args_.q, args_.out_q);
+            turn_in(args_.k, args_.out_k);
+            finish_streams();
         });
     }
 
   private:
+    // Whether the rows are beyond the caches (row.h), and all their vectors whole ones.
+    bool streams(const Tensor& out) const {
+        bool whole = dim_ == rotary_ && half_ % kLanes == 0;
+        for (int i = 0; i < 3; ++i) whole &= out.stride[i] % dim_ == 0;
+        return whole && worth_streaming(out, dim_);
+    }
+
     static Tensor angles(const Tensor& all, int64_t b, int64_t token) {
         Tensor row = all;
         row.data = all.as<char>() + (b * all.stride[0] + token * all.stride[1]) * element_size(all.dtype);
@@ -68,31 +83,34 @@ class Rotary {
     }
 
     // In the order in which the rows lie in memory.
+    template <class Streams>
     void turn(const Tensor& x, const Tensor& out, int64_t b, int64_t first, int64_t count, const float* const* cos,
-              const float* sin) const {
+              const float* sin, Streams streams) const {
         const int64_t heads = x.size[1];
         const bool tokens_apart = x.stride[2] >= x.stride[1];
         for (int64_t i = 0; i < heads * count; ++i) {
             const int64_t h = tokens_apart ? i % heads : i / count, t = tokens_apart ? i / heads : i % count;
             turn_row(x.as<T>() + b * x.stride[0] + h * x.stride[1] + (first + t) * x.stride[2], cos[t],
                      sin + t * rotary_,
-                     out.as<T>() + b * out.stride[0] + h * out.stride[1] + (first + t) * out.stride[2]);
+                     out.as<T>() + b * out.stride[0] + h * out.stride[1] + (first + t) * out.stride[2], streams);
         }
     }
 
-    void turn_row(const T* x, const float* cos, const float* sin, T* out) const {
+    template <class Streams>
+    void turn_row(const T* x, const float* cos, const float* sin, T* out, Streams streams) const {
         if (kInterleaved) {
             each_vector_in_turn(rotary_, [=](int64_t i, auto lanes) FASTATTN_BODY {
                 const Vec value = load(x + i, lanes);
-                store(out + i, value * load(cos + i, lanes) + swap_neighbours(value) * load(sin + i, lanes), lanes);
+                const Vec turned = value * load(cos + i, lanes) + swap_neighbours(value) * load(sin + i, lanes);
+                put(out + i, turned, streams, lanes);
             });
         } else {
             const int64_t half = half_;
             each_vector_in_turn(half, [=](int64_t i, auto lanes) FASTATTN_BODY {
                 const int64_t j = half + i;
                 const Vec one = load(x + i, lanes), two = load(x + j, lanes);
-                store(out + i, one * load(cos + i, lanes) + two * load(sin + i, lanes), lanes);
-                store(out + j, two * load(cos + j, lanes) + one * load(sin + j, lanes), lanes);
+                put(out + i, one * load(cos + i, lanes) + two * load(sin + i, lanes), streams, lanes);
+                put(out + j, two * load(cos + j, lanes) + one * load(sin + j, lanes), streams, lanes);
             });
         }
         if (dim_ > rotary_) memcpy(out + rotary_, x + rotary_, static_cast<size_t>(dim_ - rotary_) * sizeof(T));

@@ -1,6 +1,8 @@
 // Rows in memory: loops over them in vectors, the last of which may be partial, and their element types.
 #pragma once
 
+#include <type_traits>
+
 #include "simd.h"
 
 namespace fastattn::FASTATTN_ISA {
@@ -30,24 +32,36 @@ inline void store(T* to, Vec value, Tail tail) {
 inline Vec inside(Vec value, Full) { return value; }
 inline Vec inside(Vec value, Tail tail) { return keep_first(value, tail.count); }
 
-// Stores a vector, and returns what the elements keep of it.
-inline Vec store_rounded(float* to, Vec value, Full) {
-    store(to, value);
-    return value;
+// Outputs so large that no cache holds them until they are read are streamed: a cache would first read what they
+// overwrite. They are written in rows of whole cache lines. Still larger ones come fresh from the system (glibc keeps no
+// block of 32 MiB and more), and the zeros that it has just written to them are in the caches.
+constexpr int64_t kStreamedBytes = int64_t{12} << 20, kFreshBytes = int64_t{32} << 20;
+
+inline bool worth_streaming(const Tensor& out, int64_t row_elements) {
+    const int64_t size = element_size(out.dtype), bytes = out.numel() * size;
+    return bytes >= kStreamedBytes && bytes < kFreshBytes && row_elements * size % 64 == 0 &&
+           reinterpret_cast<uintptr_t>(out.data) % 64 == 0;
 }
-inline Vec store_rounded(float* to, Vec value, Tail tail) {
-    store_partial(to, value, tail.count);
-    return value;
+
+// A store, or a stream (std::true_type), which has whole vectors only.
+template <class T, class Lanes>
+FASTATTN_INLINE void put(T* to, Vec value, std::false_type, Lanes lanes) {
+    store(to, value, lanes);
 }
 template <class T>
-inline Vec store_rounded(T* to, Vec value, Full) {
-    store(to, value);
-    return load(to);
+FASTATTN_INLINE void put(T* to, Vec value, std::true_type, Full) {
+    stream(to, value);
 }
 template <class T>
-inline Vec store_rounded(T* to, Vec value, Tail tail) {
-    store_partial(to, value, tail.count);
-    return load_partial(to, tail.count);
+FASTATTN_INLINE void put(T*, Vec, std::true_type, Tail) {}
+
+// What is left of a vector when its elements are rounded to T.
+template <class T>
+FASTATTN_INLINE Vec rounded(Vec value) {
+    if constexpr (std::is_same_v<T, float>) return value;
+    T elements[kLanes];
+    store(elements, value);
+    return load(elements);
 }
 
 #define FASTATTN_BODY __attribute__((always_inline))

@@ -6,6 +6,8 @@
 //     load(p), store(p, v)           kLanes elements, float, BFloat16 or Half, unaligned
 //     load_partial(p, n)             the first n (0 … kLanes), touching no memory beyond; zeros in the other lanes
 //     store_partial(p, v, n)         likewise
+//     stream(p, v)                   a store past the caches, to the address of a whole vector; others see it after
+//                                    finish_streams()
 //     keep_first(v, n)               v in the first n lanes, zero in the others
 //     to_float(x), from_float(x, y)  one element
 //     select(mask, a, b)             a where the mask's lane is set (all bits), b elsewhere; masks are comparisons' Ints
@@ -290,6 +292,38 @@ FASTATTN_INLINE void store_partial(float* p, Vec v, int64_t n) {
     _mm256_maskstore_ps(p, __m256i(lane_numbers(0) < static_cast<int32_t>(n)), __m256(v));
 }
 #endif
+
+template <class T>
+FASTATTN_INLINE void stream(T* p, Vec v) {
+#if FASTATTN_AVX512 || FASTATTN_AVX2
+    T lanes[kLanes];
+    store(lanes, v);
+    if constexpr (sizeof lanes == 16) {
+        __m128i bits;
+        memcpy(&bits, lanes, sizeof bits);
+        _mm_stream_si128(reinterpret_cast<__m128i*>(p), bits);
+    } else if constexpr (sizeof lanes == 32) {
+        __m256i bits;
+        memcpy(&bits, lanes, sizeof bits);
+        _mm256_stream_si256(reinterpret_cast<__m256i*>(p), bits);
+    }
+#    if FASTATTN_AVX512
+    if constexpr (sizeof lanes == 64) {
+        __m512i bits;
+        memcpy(&bits, lanes, sizeof bits);
+        _mm512_stream_si512(reinterpret_cast<__m512i*>(p), bits);
+    }
+#    endif
+#else
+    store(p, v);
+#endif
+}
+
+FASTATTN_INLINE void finish_streams() {
+#if FASTATTN_AVX512 || FASTATTN_AVX2
+    _mm_sfence();
+#endif
+}
 
 // ---- Across lanes ---------------------------------------------------------------------------------------------------
 
