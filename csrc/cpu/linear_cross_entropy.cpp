@@ -96,7 +96,7 @@ class CrossEntropy {
 
     void run() const {
         const Denominators below = denominators();
-        for (int64_t c = 0; args_.grad_bias.present() && c < classes_; ++c) bias_sums_.get()[c] = 0.0f;
+        for (int64_t c = 0; args_.grad_bias.present() && c < classes_; ++c) bias_sums_.get()[c] = 0.0;
         clear_what_nothing_adds_to();
         for (int64_t first = 0; first < rows_; first += at_once_) {
             const int64_t count = smaller(at_once_, rows_ - first);
@@ -249,22 +249,27 @@ class CrossEntropy {
 
     // u without the target's share.
     void find_gradients(int64_t count) const {
+        constexpr int64_t kPart = 16 * kLanes;  // rows; a bias's gradient is what is left of sums that nearly cancel
         const bool capped = args_.softcap > 0.0f;
         parallel_for(blocks_, [&](int64_t block, int) {
             for (int64_t c = block * kClasses; c < smaller((block + 1) * kClasses, classes_); ++c) {
                 const Vec weight = splat(class_weight(c));
                 const float* from = logits(c);
                 T* to = gradients(c);
-                Vec sum{};
-                for (int64_t r = 0; r < count; r += kLanes) {
-                    const Vec logit = load(from + r);
-                    Vec grad = exponential(logit, load(term(kTop) + r)) * load(term(kFactor) + r);
-                    grad -= load(term(kSmooth) + r) * weight;
-                    if (capped) grad *= slope(logit);
-                    store(to + r, grad);
-                    sum += grad;
+                double total = 0.0;
+                for (int64_t part = 0; part < count; part += kPart) {
+                    Vec sum{};
+                    for (int64_t r = part; r < smaller(part + kPart, count); r += kLanes) {
+                        const Vec logit = load(from + r);
+                        Vec grad = exponential(logit, load(term(kTop) + r)) * load(term(kFactor) + r);
+                        grad -= load(term(kSmooth) + r) * weight;
+                        if (capped) grad *= slope(logit);
+                        store(to + r, grad);
+                        sum += grad;
+                    }
+                    total += reduce_add(sum);
                 }
-                if (args_.grad_bias.present()) bias_sums_.get()[c] += reduce_add(sum);
+                if (args_.grad_bias.present()) bias_sums_.get()[c] += total;
             }
         });
     }
@@ -277,7 +282,7 @@ class CrossEntropy {
         const Vec others =
             exponential(logit, splat(term(kTop)[r])) * term(kFactor)[r] - term(kSmooth)[r] * class_weight(y);
         from_float(((others - term(kShare)[r]) * down)[0], gradients(y)[r]);
-        if (args_.grad_bias.present()) bias_sums_.get()[y] -= term(kShare)[r] * down[0];
+        if (args_.grad_bias.present()) bias_sums_.get()[y] -= double{term(kShare)[r]} * down[0];
     }
 
     void add_products(int64_t first, int64_t count) const {
@@ -312,9 +317,7 @@ class CrossEntropy {
 
     void write_bias_gradient() const {
         T* to = args_.grad_bias.as<T>();
-        each_vector(0, classes_, [&](int64_t c, int, auto lanes) FASTATTN_BODY {
-            store(to + c, load(bias_sums_.get() + c, lanes), lanes);
-        });
+        for (int64_t c = 0; c < classes_; ++c) from_float(static_cast<float>(bias_sums_.get()[c]), to[c]);
     }
 
     void write_loss(const Denominators& below) const {
@@ -345,7 +348,9 @@ class CrossEntropy {
     const Scratch<float> bias_space_;
     const float* const bias_;
     const double all_weights_;
-    const Scratch<float> logits_, partial_, terms_, losses_, bias_sums_, weight_sums_;
+    const Scratch<float> logits_, partial_, terms_, losses_;
+    const Scratch<double> bias_sums_;
+    const Scratch<float> weight_sums_;
 };
 
 }  // namespace
