@@ -8,47 +8,21 @@ from dataclasses import replace
 
 import torch
 
+from ...backends import OPS
 from ..harness import FORWARD, OURS, TRAINING, Case, Problem
-from . import (
-    additive_attention,
-    attention,
-    attention_varlen,
-    attention_with_kvcache,
-    encoder_layer,
-    feed_forward,
-    info_nce,
-    layer_norm,
-    linear,
-    linear_cross_entropy,
-    rms_norm,
-    rotary_embedding,
-)
 
 ONE = "one thread"
 
 
 def cases(quick: bool = False) -> list[Case]:
     """For each op the case with the most to do, forward and training."""
-    sources = (
-        attention,
-        attention_varlen,
-        attention_with_kvcache,
-        additive_attention,
-        layer_norm,
-        rms_norm,
-        linear,
-        feed_forward,
-        rotary_embedding,
-        linear_cross_entropy,
-        info_nce,
-        encoder_layer,
-    )
+    from . import CASES  # which has this module's cases, too
+
+    sources = [of_op for op, of_op in CASES.items() if op in OPS]
     found = []
-    for module in sources[:1] if quick else sources:
+    for of_op in sources[:1] if quick else sources:
         for direction in (FORWARD, TRAINING):
-            of_direction = [
-                case for case in module.cases(quick) if (case.direction, case.dtype) == (direction, torch.float32)
-            ]
+            of_direction = [case for case in of_op(quick) if (case.direction, case.dtype) == (direction, torch.float32)]
             if of_direction:
                 found.append(_with_one_thread(max(of_direction, key=lambda case: case.flops + case.moved)))
     return found
