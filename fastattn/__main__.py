@@ -1,10 +1,14 @@
-"""`python -m fastattn info` and `python -m fastattn bench`."""
+"""`python -m fastattn info`, `python -m fastattn bench` and `python -m fastattn kernels`."""
 
 import argparse
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
 
+from ._cli.kernels import DTYPES, kernels
+from .backends.triton.calls import OPS as KERNEL_OPS
+from .backends.triton.chips import CHIPS
 from .bench.cases import CASES
 
 
@@ -26,6 +30,14 @@ def parser() -> argparse.ArgumentParser:
     bench.add_argument("--json", type=Path, metavar="FILE", help="write every figure, and the machine, to this file")
     bench.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables to this file")
     bench.add_argument("--plot", type=Path, metavar="FOLDER", help="write a PNG an op into this folder")
+
+    budgets = commands.add_parser(
+        "kernels", help="compile the GPU kernels offline, and say what each needs of its chip"
+    )
+    budgets.add_argument("op", nargs="*", help=f"whose kernels; all by default ({', '.join(KERNEL_OPS)})")
+    budgets.add_argument("--chip", nargs="+", choices=list(CHIPS), default=list(CHIPS), help="for which chips")
+    budgets.add_argument("--dtype", nargs="+", choices=list(DTYPES), default=list(DTYPES), help="of which tensors")
+    budgets.add_argument("--json", type=Path, metavar="FILE", help="write the table to this file")
     return top
 
 
@@ -37,10 +49,12 @@ def main(arguments: list[str] | None = None) -> None:
         from ._cli.info import info
 
         info()
+    elif options.command == "kernels":
+        _check_names(top, options.op, KERNEL_OPS, "GPU kernel")
+        if not kernels(options.op or list(KERNEL_OPS), options.chip, options.dtype, options.json):
+            raise SystemExit(1)
     else:
-        unknown = [op for op in options.op if op not in CASES]
-        if unknown:
-            top.error(f"there is no benchmark of {', '.join(unknown)}; choose from {', '.join(CASES)}")
+        _check_names(top, options.op, CASES, "benchmark")
         if options.threads is not None:
             if options.threads < 1:
                 top.error(f"--threads is {options.threads}; expected 1 or more")
@@ -53,6 +67,12 @@ def main(arguments: list[str] | None = None) -> None:
             options.op or list(CASES), options.quick, seconds, compile, options.json, options.markdown, options.plot
         ):
             raise SystemExit(1)
+
+
+def _check_names(top: argparse.ArgumentParser, asked: list[str], there: Collection[str], what: str) -> None:
+    unknown = [name for name in asked if name not in there]
+    if unknown:
+        top.error(f"there is no {what} of {', '.join(unknown)}; choose from {', '.join(there)}")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch.autograd import forward_ad
 
-from .backends import BACKENDS, OPS
+from .backends import ABSENT, BACKENDS, OPS
 
 # A plain global, read on every call and guarded on by torch.compile. One name for all threads: a thread pool started
 # inside `use_backend` (autograd's, a data loader's) has to see the choice too.
@@ -42,7 +42,7 @@ def _reason(backend: str, op: str, args: tuple) -> str | None:
         return None
     module = BACKENDS[backend].get(op)
     if module is None:
-        return f"the {backend} backend has no {op}"
+        return ABSENT.get(backend, f"the {backend} backend has no {op}")
     if forward_ad._current_level >= 0:  # a kernel would drop the tangents without a word
         return (
             "it has no forward-mode differentiation, which is on here; leave forward_ad.dual_level, or torch.func.jvp"

@@ -263,7 +263,7 @@ def test_extremes_that_are_no_error() -> None:
     torch.manual_seed(3)
     packed = {**GOOD["attention_varlen"](), "attn_mask": None}
     expected = fastattn.attention_varlen(**packed)
-    for backend in BACKENDS:
+    for backend in [name for name, grid in BACKENDS.items() if "attention_varlen" in grid]:
         with fastattn.use_backend(backend):
             for far in (100, 2**40, 2**62, HUGE):
                 found = fastattn.attention_varlen(**{**packed, "max_seqlen_q": far, "max_seqlen_k": far})

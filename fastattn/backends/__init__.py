@@ -1,14 +1,14 @@
 """The grid: `BACKENDS[backend][op]` is the module fastattn/backends/<backend>/<op>.py.
 
 A backend that can run a call has `unsupported(*args)` returning None for it. The eager backend takes every call and has no
-`unsupported`; it comes last.
+`unsupported`; it comes last. A backend of which no kernel can run in this process has no modules, and `ABSENT` says why.
 """
 
 import importlib
 import pkgutil
 from types import ModuleType
 
-from . import cpu, eager
+from . import cpu, eager, triton
 
 OPS = (
     "attention",
@@ -31,4 +31,9 @@ def _ops_of(package: ModuleType) -> dict[str, ModuleType]:
     return {op: importlib.import_module(f"{package.__name__}.{op}") for op in OPS if op in present}
 
 
-BACKENDS: dict[str, dict[str, ModuleType]] = {"cpu": _ops_of(cpu), "eager": _ops_of(eager)}
+BACKENDS: dict[str, dict[str, ModuleType]] = {
+    "cpu": _ops_of(cpu),
+    "triton": {} if triton.reason is not None else _ops_of(triton),
+    "eager": _ops_of(eager),
+}
+ABSENT: dict[str, str] = {} if triton.reason is None else {"triton": triton.reason}

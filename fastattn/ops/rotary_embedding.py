@@ -5,7 +5,7 @@ from torch import Tensor
 
 from .. import dispatch
 from ..backends import BACKENDS
-from ..backends.cpu._native import along
+from ..backends.tensors import along
 from . import _checks, _library
 
 _eager = BACKENDS["eager"]["rotary_embedding"].forward

@@ -3,8 +3,8 @@
 from torch import Tensor
 
 from ..additive_projections import projections
+from ..tensors import contiguous, given, gradient, matrix
 from . import _native
-from ._native import contiguous, given, gradient, matrix
 
 
 def unsupported(

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from ..attention_outputs import attention_outputs
+from ..tensors import gradient
 from . import _native
 
 
@@ -81,7 +82,7 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Arguments and results as in docs/architecture.md, "Normalised arguments"."""
     grads = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
-    grad_mask = _native.gradient(attn_mask, mask_grad)
+    grad_mask = gradient(attn_mask, mask_grad)
     _native.C.attention_backward(
         grad_out,
         grad_lse,

@@ -2,8 +2,8 @@
 
 from torch import Tensor
 
+from ..tensors import contiguous, given, gradient, matrix, rows
 from . import _native
-from ._native import contiguous, given, gradient, matrix, rows
 
 
 def unsupported(

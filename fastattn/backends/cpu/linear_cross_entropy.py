@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from ..found_gradients import found_with_the_loss
+from ..tensors import contiguous, given, gradient, rows
 from . import _native
-from ._native import contiguous, given, gradient, rows
 
 
 def unsupported(

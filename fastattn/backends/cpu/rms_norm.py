@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
+from ..tensors import contiguous, given
 from . import _native
-from ._native import contiguous, given
 
 
 def unsupported(

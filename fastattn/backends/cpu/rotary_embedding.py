@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from ..tensors import along
 from . import _native
 
 
@@ -26,5 +27,5 @@ def backward(grad_q: Tensor, grad_k: Tensor, cos: Tensor, sin: Tensor, interleav
 
 def _turn(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, inverse: bool) -> tuple[Tensor, Tensor]:
     out_q, out_k = torch.empty_like(q), torch.empty_like(k)
-    _native.C.rotary_embedding(q, k, _native.along(cos), _native.along(sin), out_q, out_k, interleaved, inverse)
+    _native.C.rotary_embedding(q, k, along(cos), along(sin), out_q, out_k, interleaved, inverse)
     return out_q, out_k

@@ -1,0 +1,91 @@
+"""Starts a kernel, and answers what every op of the Triton backend asks before it takes a call."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor, unwrap_if_dead
+
+from . import interpreted, reason
+from .chips import too_old
+from .configs import Config
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+# What takes a launch in the place of the GPU: (kernel, arguments, constants, config).
+Recorder = Callable[[Any, tuple, dict[str, Any], Config], None]
+_recorder: Recorder | None = None
+
+
+@contextlib.contextmanager
+def record_launches(recorder: Recorder) -> Iterator[None]:
+    """Inside the `with` block no kernel runs: the recorder gets each launch. Tensors may be on the meta device."""
+    global _recorder
+    previous, _recorder = _recorder, recorder
+    try:
+        yield
+    finally:
+        _recorder = previous
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *args: Any, config: Config, **constants: Any) -> None:
+    """Runs `kernel` on a grid of programs with a config's tiles. An empty grid is no launch.
+
+    Args:
+        grid: the number of programs in up to three dimensions, of which the last two are at most 65535.
+        args: what the kernel takes before its constants; the first is a tensor, whose device the kernel runs on.
+        constants: the kernel's `tl.constexpr` parameters beside those of the config.
+    """
+    if _recorder is not None:
+        _recorder(kernel, args, {**constants, **config.tiles}, config)
+        return
+    if 0 in grid:
+        return
+    args = tuple(map(_living, args))
+    options = {"num_warps": config.num_warps, "num_stages": config.num_stages, "enable_fp_fusion": True}
+    with torch.cuda.device_of(args[0]):
+        kernel[grid](*args, **constants, **config.tiles, **options)
+
+
+def _living(arg: Any) -> Any:
+    """A tensor that has outlived the transform in which it was made stands for another one, whose memory is meant."""
+    return unwrap_if_dead(arg) if isinstance(arg, Tensor) and is_functorch_wrapped_tensor(arg) else arg
+
+
+def unsupported(tensor: Tensor, *others: Tensor | None) -> str | None:
+    """Why the kernels cannot take these tensors, as one sentence; None if they can.
+
+    The first tensor sets the device and the dtype; of the others, those that are there must have both. Absent ones are None.
+    """
+    if reason is not None:
+        return reason
+    if interpreted:
+        if not tensor.is_cpu:
+            return (
+                f"it interprets its kernels on CPU tensors (TRITON_INTERPRET is set), and these are on {tensor.device}"
+            )
+        if tensor.dtype == torch.bfloat16:
+            return "Triton's interpreter computes bfloat16 wrongly; take float32 or float16 there"
+    elif not tensor.is_cuda:
+        return f"it runs on GPU tensors, and these are on {tensor.device}"
+    elif (why := too_old(tensor.device.index)) is not None:
+        return why
+    dtype = tensor.dtype
+    if dtype not in DTYPES:
+        return f"it computes in float32, bfloat16 and float16, not in {str(dtype).removeprefix('torch.')}"
+    for other in others:
+        if other is not None and (other.dtype != dtype or other.device != tensor.device):
+            return (
+                f"its tensors must share one dtype and device, and these are {str(dtype).removeprefix('torch.')} on "
+                f"{tensor.device} and {str(other.dtype).removeprefix('torch.')} on {other.device}"
+            )
+    return None
+
+
+def precision(dtype: torch.dtype) -> str:
+    """How `tl.dot` multiplies this dtype: float32 as torch.set_float32_matmul_precision says, exactly by default."""
+    if dtype != torch.float32 or torch.get_float32_matmul_precision() == "highest":
+        return "ieee"
+    return "tf32"

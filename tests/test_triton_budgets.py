@@ -1,0 +1,53 @@
+"""Every Triton kernel, with every row of the table of configurations, compiles for every chip and keeps its budget."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from triton_backend import needs_triton
+
+from fastattn.backends.triton.calls import OPS, calls
+from fastattn.backends.triton.chips import CHIPS, use_chip
+from fastattn.backends.triton.configs import TABLE
+
+pytestmark = needs_triton
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
+    """What `python -m fastattn kernels` finds, in a process that compiles instead of interpreting."""
+    file: Path = tmp_path_factory.mktemp("kernels") / "kernels.json"
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "fastattn", "kernels", "--dtype", "bfloat16", "--json", str(file)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert file.exists(), done.stderr
+    return json.loads(file.read_text())
+
+
+@pytest.mark.parametrize("chip", CHIPS)
+def test_every_kernel_keeps_its_budget(table: list[dict], chip: str) -> None:
+    entries = [entry for entry in table if entry["chip"] == chip]
+    assert {entry["op"] for entry in entries} == set(OPS)
+    faults = [f"{e['kernel']} {e['tiles']} ({e['call']}): {'; '.join(e['faults'])}" for e in entries if e["faults"]]
+    assert not faults, "\n".join(faults)
+
+
+def test_the_calls_use_every_row_of_the_table() -> None:
+    from fastattn.backends.triton._launch import record_launches
+
+    used = set()
+    for chip in CHIPS:
+        for dtype in (torch.float32, torch.bfloat16):
+            for op in OPS:
+                with (
+                    use_chip(chip),
+                    record_launches(lambda kernel, a, c, config: used.add((kernel.__name__, id(config)))),
+                ):
+                    for _, call in calls(op, dtype):
+                        call()
+    unused = [row for row in TABLE if (row.kernel, id(row.config)) not in used]
+    assert not unused

@@ -1,0 +1,39 @@
+"""How the Triton kernels are tested: on the GPU where there is one, else in Triton's interpreter, with each chip's tiles."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+
+from fastattn import verify
+from fastattn.backends import ABSENT
+from fastattn.backends.triton import interpreted
+from fastattn.backends.triton.chips import CHIPS, chip_of, use_chip
+
+needs_triton = pytest.mark.skipif("triton" in ABSENT, reason=str(ABSENT.get("triton")))
+
+DEVICE = torch.device("cpu" if interpreted else "cuda")
+# The interpreter's bfloat16 is wrong (and refused): what is special about it, its stores and loads, is left to a GPU.
+DTYPES = (torch.float32, torch.float16) if interpreted else (torch.float32, torch.float16, torch.bfloat16)
+dtypes = st.sampled_from(DTYPES)
+# A GPU takes its own tiles; the interpreter those of every chip.
+chips = st.sampled_from(tuple(CHIPS)) if interpreted else st.builds(lambda: chip_of(DEVICE).name)
+
+
+def on_device(tree: Any) -> Any:
+    """The same arguments on the device under test; what required a gradient does so there."""
+
+    def move(x: Any) -> Any:
+        return x.detach().to(DEVICE).requires_grad_(x.requires_grad) if isinstance(x, Tensor) else x
+
+    return torch.utils._pytree.tree_map(move, tree)
+
+
+def check(function: Callable, chip: str, *args: Any, **kwargs: Any) -> None:
+    """The numerics rule for the Triton backend with a chip's tiles; outputs and the gradients of what requires one."""
+    args, kwargs = on_device((args, kwargs))
+    with use_chip(chip):
+        verify.check(function, *args, backend="triton", **kwargs).raise_if_failed()
