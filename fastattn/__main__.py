@@ -9,7 +9,7 @@ import torch
 from ._cli.kernels import DTYPES, kernels
 from .backends.triton.calls import OPS as KERNEL_OPS
 from .backends.triton.chips import CHIPS
-from .bench.cases import CASES
+from .bench.cases import CASES, GPU_CASES
 
 
 def parser() -> argparse.ArgumentParser:
@@ -25,6 +25,7 @@ def parser() -> argparse.ArgumentParser:
     bench.add_argument(
         "--compile", action=argparse.BooleanOptionalAction, help="measure torch.compile too (default: unless --quick)"
     )
+    bench.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where (default: cpu)")
     bench.add_argument("--threads", type=int, metavar="N", help="torch's threads (default: torch's own number)")
     bench.add_argument("--seconds", type=float, help="timing a case (default: 2, with --quick 0.05)")
     bench.add_argument("--json", type=Path, metavar="FILE", help="write every figure, and the machine, to this file")
@@ -54,7 +55,10 @@ def main(arguments: list[str] | None = None) -> None:
         if not kernels(options.op or list(KERNEL_OPS), options.chip, options.dtype, options.json):
             raise SystemExit(1)
     else:
-        _check_names(top, options.op, CASES, "benchmark")
+        measured = CASES if options.device == "cpu" else GPU_CASES
+        _check_names(top, options.op, measured, "benchmark")
+        if options.device == "cuda" and not torch.cuda.is_available():
+            top.error("--device cuda: torch finds no GPU here")
         if options.threads is not None:
             if options.threads < 1:
                 top.error(f"--threads is {options.threads}; expected 1 or more")
@@ -64,7 +68,14 @@ def main(arguments: list[str] | None = None) -> None:
         compile = not options.quick if options.compile is None else options.compile
         seconds = (0.05 if options.quick else 2.0) if options.seconds is None else options.seconds
         if not bench(
-            options.op or list(CASES), options.quick, seconds, compile, options.json, options.markdown, options.plot
+            options.op or list(measured),
+            options.quick,
+            seconds,
+            compile,
+            options.json,
+            options.markdown,
+            options.plot,
+            options.device,
         ):
             raise SystemExit(1)
 

@@ -12,9 +12,10 @@ import torch
 from fastattn.__main__ import main
 from fastattn._cli.info import example
 from fastattn.backends import BACKENDS, OPS
-from fastattn.bench.cases import CASES
+from fastattn.bench.cases import CASES, GPU_CASES, attention
 from fastattn.bench.harness import EAGER, FORWARD, OURS, TRAINING, Peer, compare
 from fastattn.bench.machine import Yardsticks, peak_memory
+from fastattn.bench.report import write_rates
 from fastattn.bench.timing import interleave
 from fastattn.dispatch import explain, use_backend
 
@@ -77,8 +78,15 @@ def test_bench_of_an_unknown_op_names_the_known_ones(capsys):
     assert all(op in message for op in CASES)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_bench_on_a_gpu_that_is_not_there_says_so(capsys):
+    with pytest.raises(SystemExit):
+        main(["bench", "--device", "cuda"])
+    assert "torch finds no GPU here" in capsys.readouterr().err
+
+
 def test_every_case_has_a_distinct_name_and_a_positive_cost():
-    for op, cases in CASES.items():
+    for op, cases in (*CASES.items(), *GPU_CASES.items()):
         for quick in (False, True):
             chosen = cases(quick)
             assert len({str(case) for case in chosen}) == len(chosen), op
@@ -169,6 +177,35 @@ def test_interleaving_takes_turns_and_rotates_who_begins():
     samples = interleave(calls, seconds=0.0, min_rounds=4, sample=0.0)
     assert [len(own) for own in samples] == [4, 4, 4]
     assert "".join(order[-12:]) == "abcbcacababc"
+
+
+def test_charts_of_rates_are_drawn(tmp_path):
+    results = [
+        compare(case, Yardsticks(0.01), seconds=0.01, min_rounds=2, compile=False)
+        for op in ("rms_norm", "attention")
+        for case in CASES[op](True)
+    ]
+    paths = write_rates(tmp_path, results)
+    assert {path.stem.split("-")[1] for path in paths} == {FORWARD, TRAINING}
+    assert all(path.read_bytes().startswith(PNG) for path in paths)
+
+
+@pytest.mark.parametrize("options", ["causal", "", "bias", "window", "softcap"])
+def test_the_gpus_peers_of_attention_compute_the_same(options, monkeypatch):
+    """On the CPU, at a small size: those that run there agree, and the others are left out with the reason."""
+    monkeypatch.setattr(attention, "WINDOW", 5)
+    case = next(case for case in GPU_CASES["attention"](False) if case.options == options and case.direction == FORWARD)
+    query, key, value = (torch.randn(1, 2, 16, 8) for _ in range(3))
+    small = replace(
+        case,
+        device="cpu",
+        shape={"batch": 1, "heads": 2, "kv_heads": 2, "seq": 16, "head_dim": 8},
+        dtype=torch.float32,
+        build=lambda case: replace(attention._on_gpu(case, (query, key, value)), baseline="eager"),
+    )
+    result = compare(small, Yardsticks(0.01), seconds=0.01, min_rounds=2, compile=False)
+    assert {OURS, "eager"} <= set(result.timings)
+    assert all(" is left out: " in note for note in result.notes)
 
 
 def test_pytest_benchmark_reports_the_interleaved_samples(tmp_path):

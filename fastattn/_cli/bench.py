@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from ..bench import peers, report
-from ..bench.cases import CASES
+from ..bench.cases import CASES, GPU_CASES
 from ..bench.harness import Result, compare, first_line
 from ..bench.machine import Yardsticks, describe
 
@@ -19,6 +19,7 @@ def bench(
     json: Path | None,
     markdown: Path | None,
     plot: Path | None,
+    device: str = "cpu",
 ) -> bool:
     """Measures these ops, prints a table each as soon as it is there, and writes what was asked for.
 
@@ -28,10 +29,10 @@ def bench(
     console = Console()
     if not console.is_terminal:
         console.width = max(console.width, 140)  # a pipe has no width of its own; the tables need this much
-    machine = describe()
-    kernels = "no kernels" if machine["isa"] is None else f"kernels for {machine['isa']}"
+    machine = describe(device)
+    kernels = "no CPU kernels" if machine["isa"] is None else f"CPU kernels for {machine['isa']}"
     console.print(
-        f"{machine['cpu']}, {report.threads(machine)}, {kernels}, "
+        f"{report.name_of(machine)}, {kernels}, "
         f"torch {machine['torch']}, fastattn {machine['fastattn']} ({machine['commit'] or 'no commit'})",
         highlight=False,
     )
@@ -39,8 +40,8 @@ def bench(
         console.print(f"Without torch.compile: {peers.compile_unavailable()}", highlight=False, markup=False)
         compile = False
     min_rounds = 3 if quick else 5
-    yardsticks = Yardsticks(seconds=0.02) if quick else Yardsticks()
-    cases = {op: CASES[op](quick) for op in ops}
+    yardsticks = Yardsticks(seconds=0.02 if quick else 0.2, device=device)
+    cases = {op: (CASES if device == "cpu" else GPU_CASES)[op](quick) for op in ops}
     results: list[Result] = []
     failed = 0
     with Progress(console=console, transient=True) as progress:
@@ -67,6 +68,7 @@ def bench(
     if markdown is not None:
         console.print(f"Tables: {markdown}", highlight=False)
     if plot is not None:
-        for path in report.write_charts(plot, results):
+        rates = report.write_rates(plot, results) if device == "cuda" else []
+        for path in (*report.write_charts(plot, results), *rates):
             console.print(f"Chart: {path}", highlight=False)
     return failed == 0

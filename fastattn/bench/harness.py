@@ -80,6 +80,8 @@ class Case:
         flops: floating-point operations that the computation needs; 0 where they are not the matter.
         moved: bytes that it must read and write, likewise.
         options: what else distinguishes the case, in words.
+        device: "cpu" or "cuda".
+        compiled: whether torch.compile of the eager peer is worth its time.
     """
 
     op: str
@@ -90,6 +92,8 @@ class Case:
     flops: float
     moved: float
     options: str = ""
+    device: str = "cpu"
+    compiled: bool = True
 
     @property
     def dtype_name(self) -> str:
@@ -218,7 +222,7 @@ class Result:
 
 def peer_names(case: Case, compile: bool) -> list[str]:
     """The peers that `compare` times for this case."""
-    return list(_with_compile(case.build(case), compile).peers)
+    return list(_problem(case, compile).peers)
 
 
 def compare(
@@ -232,7 +236,7 @@ def compare(
     Raises:
         AssertionError: fastattn's outputs or gradients are not those of the definition.
     """
-    problem = _with_compile(case.build(case), compile)
+    problem = _problem(case, compile)
     steps, errors, notes = {}, {}, []
     expected = _expected(case, problem)
     for name, peer in problem.peers.items():
@@ -246,10 +250,11 @@ def compare(
             notes.append(f"{name} is left out: {first_line(error)}")
     del expected
     notes += _plain_torch(steps[OURS])
-    memory = {name: peak_memory(step) for name, step in steps.items()}
+    memory = {name: peak_memory(step, case.device) for name, step in steps.items()}
     beside = yardsticks.of(case.dtype, case.flops, case.moved)
     calls = [*steps.values(), *(yardstick.call for yardstick in beside.values())]
-    samples = dict(zip([*steps, *beside], interleave(calls, seconds=seconds, min_rounds=min_rounds), strict=True))
+    rounds = interleave(calls, seconds=seconds, min_rounds=min_rounds, device=case.device)
+    samples = dict(zip([*steps, *beside], rounds, strict=True))
     timings = {name: Timing(samples[name], errors[name], memory[name]) for name in steps}
     floors = {name: [s * yardstick.share for s in samples[name]] for name, yardstick in beside.items()}
     return Result(case, problem.baseline, timings, floors, notes)
@@ -260,9 +265,12 @@ def first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def _with_compile(problem: Problem, compile: bool) -> Problem:
+def _problem(case: Case, compile: bool) -> Problem:
+    """The case's problem, made on its device; with torch.compile as one more peer."""
+    with torch.device(case.device):
+        problem = case.build(case)
     eager = problem.peers.get(EAGER)
-    if not compile or eager is None:
+    if not (compile and case.compiled) or eager is None:
         return problem
     return replace(problem, peers={**problem.peers, peers.COMPILE: replace(eager, call=peers.compiled(eager.call))})
 

@@ -2,6 +2,7 @@
 
 import ctypes
 import functools
+import importlib.metadata
 import math
 import os
 import platform
@@ -53,12 +54,13 @@ def commit() -> str | None:
     return head.stdout.strip() + ("+" if changed.stdout.strip() else "")
 
 
-def describe() -> dict:
-    """The machine and the versions, for a report's head."""
+def describe(device: str = "cpu") -> dict:
+    """The machine, with the GPU where that is what was measured, and the versions, for a report's head."""
     import fastattn
 
     name, flags = cpu()
     return {
+        **({} if device == "cpu" else gpu()),
         "cpu": name,
         "cpu_flags": flags,
         "cores": os.cpu_count(),
@@ -69,6 +71,18 @@ def describe() -> dict:
         "torch": torch.__version__,
         "fastattn": fastattn.__version__,
         "commit": commit(),
+    }
+
+
+def gpu() -> dict:
+    """The current GPU, and what its kernels were compiled by."""
+    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+    return {
+        "gpu": properties.name,
+        "gpu_capability": f"{properties.major}.{properties.minor}",
+        "gpu_memory": properties.total_memory,
+        "cuda": torch.version.cuda or torch.version.hip,
+        "triton": importlib.metadata.version("triton"),
     }
 
 
@@ -89,23 +103,27 @@ class Yardsticks:
     """The two things that every kernel is made of: multiplying matrices and moving bytes.
 
     `matmul` is a product of two square matrices with about as many operations as the case needs, up to
-    1024 × 1024 × 1024; the fastest of torch's and oneDNN's, in the dtype or in float32. `copy` copies as many bytes as
-    the case moves, so that what stays in the caches is held against a copy in the caches.
+    1024 × 1024 × 1024 (on a GPU 8192³); the fastest of torch's and oneDNN's, in the dtype or in float32. `copy` copies as
+    many bytes as the case moves, so that what stays in the caches is held against a copy in the caches.
     """
 
-    def __init__(self, seconds: float = 0.2) -> None:
+    def __init__(self, seconds: float = 0.2, device: str = "cpu") -> None:
         self._seconds = seconds  # to find the fastest product
+        self._device = device
+        self._largest = (
+            (1024, 28) if device == "cpu" else (8192, 32)
+        )  # of a matrix the side, of a copy the bits of its bytes
         self._fastest: dict[tuple[torch.dtype, int], Callable[[], object]] = {}
 
     def of(self, dtype: torch.dtype, flops: float, moved: float) -> dict[str, Yardstick]:
         """The yardsticks of a case with so much to do; none for work that it has not."""
         found = {}
         if flops > 0:
-            size = 32 * min(max(round((flops / 2) ** (1 / 3) / 32), 2), 32)
+            size = min(max(32 * round((flops / 2) ** (1 / 3) / 32), 64), self._largest[0])
             found["matmul"] = Yardstick(self._matmul(dtype, size), flops / (2 * size**3))
         if moved > 0:
-            size = 2 ** min(max(round(math.log2(moved)), 12), 28)
-            source = torch.ones(size // 8)  # float32; half of the bytes are read, half written
+            size = 2 ** min(max(round(math.log2(moved)), 12), self._largest[1])
+            source = torch.ones(size // 8, device=self._device)  # float32; half of the bytes are read, half written
             found["copy"] = Yardstick(functools.partial(torch.empty_like(source).copy_, source), moved / size)
         return found
 
@@ -113,22 +131,28 @@ class Yardsticks:
         if (dtype, size) not in self._fastest:
             calls: list[Callable[[], object]] = []
             for kind in {dtype, torch.float32}:
-                a, b = torch.ones(2, size, size, dtype=kind)
+                a, b = torch.randn(2, size, size, device=self._device).to(kind)  # a GPU multiplies ones faster
                 calls.append(functools.partial(torch.mm, a, b.T))
                 onednn = onednn_linear()
-                if onednn is not None and kind in (torch.float32, torch.bfloat16):
+                if onednn is not None and self._device == "cpu" and kind in (torch.float32, torch.bfloat16):
                     calls.append(functools.partial(onednn, a, b))
-            samples = interleave(calls, seconds=self._seconds, min_rounds=3)
+            samples = interleave(calls, seconds=self._seconds, min_rounds=3, device=self._device)
             self._fastest[dtype, size] = min(zip(samples, calls, strict=True), key=lambda pair: min(pair[0]))[1]
         return self._fastest[dtype, size]
 
 
-def peak_memory(call: Callable[[], object]) -> int | None:
+def peak_memory(call: Callable[[], object], device: str = "cpu") -> int | None:
     """Bytes by which the process grows at most during a call, results included; None where Linux does not tell.
 
-    Seen from outside, so that a kernel's scratch counts as torch's tensors do. Call it once before: what is made on a
-    first call and kept is no part of it.
+    Seen from outside, so that a kernel's scratch counts as torch's tensors do. On a GPU it is what torch's allocator gave
+    out at most, from which the kernels take theirs, too. Call it once before: what is made on a first call and kept is no
+    part of it.
     """
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call()
+        return torch.cuda.max_memory_allocated() - before
     status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
     try:
         ctypes.CDLL(None).malloc_trim(0)  # free memory that the allocator keeps would hide what the call takes

@@ -2,7 +2,9 @@
 
 import json
 from collections import defaultdict
+from math import nan
 from pathlib import Path
+from statistics import median
 
 from rich.markup import escape
 from rich.table import Table
@@ -18,7 +20,14 @@ COLOURS = {
     "onednn": "#9a6fb0",
     "openvino": "#c9a227",
     "onnxruntime": "#4aa3a2",
+    "sdpa flash": "#2f5d9b",
+    "sdpa efficient": "#8fb3e0",
+    "sdpa cudnn": "#1b365d",
+    "flash-attn": "#b0588f",
+    "flex": "#9a6fb0",
+    "liger": "#c9a227",
 }
+RATES = {"matmul": ("TFLOP/s", 1e12), "copy": ("GB/s", 1e9)}
 
 
 def by_op(results: list[Result]) -> dict[str, list[Result]]:
@@ -85,25 +94,37 @@ def _time(seconds: float) -> str:
     return f"{seconds * 1e6:.1f} µs" if abs(seconds) < 1e-3 else f"{seconds * 1e3:.2f} ms"
 
 
+def name_of(machine: dict) -> str:
+    """What was measured, of what `describe` gave: the GPU, or the processor and how many threads."""
+    return machine.get("gpu") or f"{machine['cpu']}, {threads(machine)}"
+
+
 def threads(machine: dict) -> str:
     """How many threads, of what `describe` gave."""
     return f"{machine['threads']} thread{'' if machine['threads'] == 1 else 's'}"
 
 
+def _machine_of(results: list[Result]) -> dict:
+    return describe(results[0].case.device if results else "cpu")
+
+
 def write_json(path: Path, results: list[Result]) -> None:
     """Everything measured, with the machine it was measured on."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    content = {"machine": describe(), "results": [result.as_dict() for result in results]}
+    content = {"machine": _machine_of(results), "results": [result.as_dict() for result in results]}
     path.write_text(json.dumps(content, indent=1) + "\n")
 
 
 def write_markdown(path: Path, results: list[Result]) -> None:
     """The tables for reading: fastattn's time, how many times as fast it is as each peer, and its share of the floor."""
-    machine = describe()
+    machine = _machine_of(results)
+    compiler = (
+        f"CUDA {machine['cuda']}, Triton {machine['triton']}" if "gpu" in machine else f"Kernels for {machine['isa']}"
+    )
     lines = [
-        f"# {machine['cpu']}, {threads(machine)}",
+        f"# {name_of(machine)}",
         "",
-        f"Kernels for {machine['isa']}; torch {machine['torch']}, Python {machine['python']}, {machine['system']}; fastattn "
+        f"{compiler}; torch {machine['torch']}, Python {machine['python']}, {machine['system']}; fastattn "
         f"{machine['fastattn']} at {machine['commit'] or 'no commit'}. A ratio says how many times as fast as the peer "
         "fastattn is: the median over interleaved rounds. The floor is the time that the machine, in the same rounds, took "
         "for a matrix product of as many operations, or a copy of as many bytes, whichever is longer.",
@@ -142,7 +163,7 @@ def write_charts(folder: Path, results: list[Result]) -> list[Path]:
     from matplotlib import pyplot
 
     folder.mkdir(parents=True, exist_ok=True)
-    machine, paths = describe(), []
+    machine, paths = _machine_of(results), []
     for op, group in by_op(results).items():
         peers = list(dict.fromkeys(peer for result in group for peer in result.timings))
         height = 0.8 / len(peers)
@@ -160,9 +181,48 @@ def write_charts(folder: Path, results: list[Result]) -> list[Path]:
         axes.invert_yaxis()
         axes.axvline(1, color="black", linewidth=0.8)
         axes.set_xlabel(f"times as fast as {' or '.join(dict.fromkeys(result.baseline for result in group))}")
-        axes.set_title(f"{op} on {machine['cpu']}, {threads(machine)}")
+        axes.set_title(f"{op} on {name_of(machine)}")
         axes.legend(fontsize=8)
         paths.append(folder / f"{op}.png")
+        figure.savefig(paths[-1], dpi=130)
+        pyplot.close(figure)
+    return paths
+
+
+def write_rates(folder: Path, results: list[Result]) -> list[Path]:
+    """A PNG an op and direction: each peer's rate over the cases, and the rate of the yardstick that binds them."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    folder.mkdir(parents=True, exist_ok=True)
+    machine, paths = _machine_of(results), []
+    groups = defaultdict(list)
+    for result in results:
+        if result.bound is not None:
+            groups[result.case.op, result.case.direction, result.bound].append(result)
+    for (op, direction, bound), group in groups.items():
+        unit, scale = RATES[bound]
+        work = [result.case.flops if bound == "matmul" else result.case.moved for result in group]
+        figure, axes = pyplot.subplots(figsize=(max(6, 1 + 0.7 * len(group)), 5), layout="constrained")
+        floors = [done / median(result.floors[bound]) / scale for done, result in zip(work, group, strict=True)]
+        axes.plot(range(len(group)), floors, color="black", linestyle="--", label=bound)
+        for peer in dict.fromkeys(peer for result in group for peer in result.timings):
+            rates = [
+                done / result.timings[peer].median / scale if peer in result.timings else nan
+                for done, result in zip(work, group, strict=True)
+            ]
+            axes.plot(range(len(group)), rates, marker="o", color=COLOURS.get(peer), label=peer)
+        axes.set_xticks(
+            range(len(group)), [f"{r.case.size} {r.case.dtype_name}" for r in group], rotation=60, ha="right"
+        )
+        axes.tick_params(axis="x", labelsize=7)
+        axes.set_ylim(bottom=0)
+        axes.set_ylabel(unit)
+        axes.set_title(f"{op}, {direction}, on {name_of(machine)}")
+        axes.legend(fontsize=8)
+        paths.append(folder / f"{op}-{direction}-{bound}.png")
         figure.savefig(paths[-1], dpi=130)
         pyplot.close(figure)
     return paths

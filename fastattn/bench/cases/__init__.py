@@ -1,6 +1,11 @@
-"""What is measured: a module an op, each with `cases(quick)`. `quick` gives one small case a direction."""
+"""What is measured: a module an op, each with `cases(quick)`; `quick` gives one small case a direction.
+
+A module with `gpu_cases()` is measured on a GPU, too, at sizes that fill one.
+"""
 
 from collections.abc import Callable
+from dataclasses import replace
+from types import ModuleType
 
 from ..harness import Case
 from . import (
@@ -22,8 +27,8 @@ from . import (
     threads,
 )
 
-CASES: dict[str, Callable[[bool], list[Case]]] = {
-    module.__name__.rpartition(".")[2]: module.cases
+_MODULES: dict[str, ModuleType] = {
+    module.__name__.rpartition(".")[2]: module
     for module in (
         attention,
         attention_varlen,
@@ -42,4 +47,17 @@ CASES: dict[str, Callable[[bool], list[Case]]] = {
         overhead,
         threads,
     )
+}
+
+
+def _on_gpu(module: ModuleType) -> Callable[[bool], list[Case]]:
+    """The module's cases for a GPU; the small ones are the same."""
+    return lambda quick: [
+        replace(case, device="cuda") for case in (module.cases(True) if quick else module.gpu_cases())
+    ]
+
+
+CASES: dict[str, Callable[[bool], list[Case]]] = {name: module.cases for name, module in _MODULES.items()}
+GPU_CASES: dict[str, Callable[[bool], list[Case]]] = {
+    name: _on_gpu(module) for name, module in _MODULES.items() if hasattr(module, "gpu_cases")
 }

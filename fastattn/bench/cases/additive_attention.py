@@ -26,6 +26,11 @@ def cases(quick: bool = False) -> list[Case]:
     ]
 
 
+def gpu_cases() -> list[Case]:
+    """A translation model's decoder in training."""
+    return [_case(32, 128, 512, 512, dtype=HALF, direction=direction) for direction in (FORWARD, TRAINING)]
+
+
 def _case(batch, queries, keys, dim, options="", *, dtype=FLOAT, direction=FORWARD) -> Case:
     """For each query, key and hidden unit a sum, a tanh, a product and a sum; besides, two projections and the weighted sum
     of the values. The backward takes twice as much again, but for the tanh, which it computes once more."""

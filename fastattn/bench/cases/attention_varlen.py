@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -26,6 +27,12 @@ def cases(quick: bool = False) -> list[Case]:
         _case(16, 12, 512, 64, dtype=HALF),
         _case(16, 12, 512, 64, direction=TRAINING),
     ]
+
+
+def gpu_cases() -> list[Case]:
+    """A batch of mixed length, from 4096 tokens down to 256."""
+    found = [_case(16, 16, 4096, 128, dtype=HALF, direction=direction) for direction in (FORWARD, TRAINING)]
+    return [replace(case, compiled=False) for case in found]
 
 
 def _case(batch, heads, longest, head_dim, *, dtype=FLOAT, direction=FORWARD) -> Case:

@@ -1,5 +1,7 @@
 """One step of generation: append to the cache, attend to all of it. Against SDPA on the same cache."""
 
+from dataclasses import replace
+
 import torch
 
 import fastattn
@@ -20,6 +22,12 @@ def cases(quick: bool = False) -> list[Case]:
         _case(1, 32, 8, 4096, 128, dtype=HALF),
         _case(8, 12, 12, 512, 64),
     ]
+
+
+def gpu_cases() -> list[Case]:
+    """Few and many sequences, with 4096 to 32,768 tokens in the cache."""
+    shapes = ((1, 32, 8, 32768, 128), (16, 32, 8, 8192, 128), (64, 32, 8, 4096, 128), (16, 16, 16, 4096, 64))
+    return [replace(_case(*shape, dtype=HALF), compiled=False) for shape in shapes]
 
 
 def _case(batch, heads, kv_heads, cached, head_dim, *, dtype=FLOAT) -> Case:

@@ -27,6 +27,15 @@ def cases(quick: bool = False) -> list[Case]:
     ]
 
 
+def gpu_cases() -> list[Case]:
+    """An encoder's block, and a decoder's 4096 wide."""
+    return [
+        _case(tokens, dim, hidden, options, dtype=HALF, direction=direction)
+        for direction in (FORWARD, TRAINING)
+        for tokens, dim, hidden, options in ((16384, 1024, 4096, "gelu"), (8192, 4096, 11008, "silu gated"))
+    ]
+
+
 def _case(tokens, dim, hidden, options, *, dtype=FLOAT, direction=FORWARD) -> Case:
     matrices = 3 if "gated" in options else 2
     passes = 1 if direction == FORWARD else 3

@@ -28,6 +28,15 @@ def cases(quick: bool = False) -> list[Case]:
     ]
 
 
+def gpu_cases() -> list[Case]:
+    """Batches as CLIP and sentence encoders have them."""
+    return [
+        _case(pairs, 768, options, dtype=HALF, direction=direction)
+        for direction in (FORWARD, TRAINING)
+        for pairs, options in ((4096, ""), (32768, "symmetric"))
+    ]
+
+
 def _case(pairs, dim, options="", *, dtype=FLOAT, direction=FORWARD) -> Case:
     """One product of all queries with all positives forward, two more for the gradients; the scores need not be moved."""
     passes = 1 if direction == FORWARD else 3

@@ -1,10 +1,13 @@
 """Add + layer norm, which gives the sum as well, against the two steps in plain torch."""
 
+from collections.abc import Callable
+
 import torch
 from torch.nn import functional as F
 
 import fastattn
 
+from .. import peers
 from ..harness import FORWARD, OURS, TRAINING, Case, Peer, Problem
 from ._inputs import random
 
@@ -20,6 +23,20 @@ def cases(quick: bool = False) -> list[Case]:
         for direction in (FORWARD, TRAINING)
         for rows, dim in ((1024, 384), (8192, 768))
         for dtype in (FLOAT, HALF)
+    ]
+
+
+def gpu_cases() -> list[Case]:
+    """Tensors of 32 to 512 MiB."""
+    return gpu_norm_cases("layer_norm", _build)
+
+
+def gpu_norm_cases(op: str, build: Callable[[Case], Problem]) -> list[Case]:
+    """Rows of base and of large models, beyond what a GPU's cache holds."""
+    return [
+        norm_case(op, build, rows, dim, dtype=HALF, direction=direction)
+        for direction in (FORWARD, TRAINING)
+        for rows, dim in ((16384, 1024), (16384, 4096), (32768, 8192))
     ]
 
 
@@ -45,5 +62,12 @@ def _build(case: Case) -> Problem:
     def ours(x, residual, weight, bias):
         return fastattn.layer_norm(x, weight, bias, residual=residual)
 
+    def liger(x, residual, weight, bias):
+        total = residual + x
+        return peers.liger_norm("liger_layer_norm")(total, weight, bias, 1e-5), total
+
     inputs = (x, residual, 1 + weight / 8, bias / 8)
-    return Problem({OURS: Peer(ours, inputs), "eager": Peer(eager, inputs)}, "eager", Peer(eager, inputs))
+    others = {OURS: Peer(ours, inputs), "eager": Peer(eager, inputs)}
+    if case.device == "cuda":
+        others["liger"] = Peer(liger, inputs)
+    return Problem(others, "eager", Peer(eager, inputs))

@@ -29,6 +29,18 @@ def cases(quick: bool = False) -> list[Case]:
     ]
 
 
+def gpu_cases() -> list[Case]:
+    """The projections of a model 1024 and one 4096 wide, and one token."""
+    return [
+        _case(16384, 1024, 4096, "gelu", dtype=HALF),
+        _case(8192, 4096, 4096, dtype=HALF),
+        _case(8192, 4096, 16384, "gelu", dtype=HALF),
+        _case(1, 8192, 8192, dtype=HALF),
+        _case(16384, 1024, 4096, "gelu", direction=TRAINING, dtype=HALF),
+        _case(8192, 4096, 16384, "gelu", direction=TRAINING, dtype=HALF),
+    ]
+
+
 def _case(rows, inner, outer, activation="none", *, dtype=FLOAT, direction=FORWARD) -> Case:
     flops = 2 * rows * inner * outer * (1 if direction == FORWARD else 3)
     moved = (rows * inner + inner * outer + rows * outer) * dtype.itemsize * (1 if direction == FORWARD else 3)
@@ -47,7 +59,7 @@ def _build(case: Case) -> Problem:
     ours = functools.partial(fastattn.linear, activation=activation)
     others = {OURS: Peer(ours, inputs), "eager": Peer(eager, inputs)}
     onednn = peers.onednn_linear()
-    if onednn is not None and case.direction == FORWARD:
+    if onednn is not None and case.device == "cpu" and case.direction == FORWARD:
         algorithm = "none" if activation == "gelu" else ""
         others["onednn"] = Peer(functools.partial(onednn, activation=activation, algorithm=algorithm), inputs)
     return Problem(others, "eager", Peer(eager, inputs))

@@ -24,6 +24,15 @@ def cases(quick: bool = False) -> list[Case]:
     ]
 
 
+def gpu_cases() -> list[Case]:
+    """A small vocabulary and one of 128,256 words, of models 1024 and 4096 wide."""
+    return [
+        _case(tokens, words, dim, dtype=HALF, direction=direction)
+        for direction in (FORWARD, TRAINING)
+        for tokens, words, dim in ((8192, 32000, 1024), (8192, 128256, 4096), (16384, 128256, 2048))
+    ]
+
+
 def _case(tokens, words, dim, *, dtype=FLOAT, direction=FORWARD) -> Case:
     """One product forward, two more for the gradients, of the tokens that are not ignored; the logits need not be moved, x and
     the weight must."""

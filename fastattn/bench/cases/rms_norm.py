@@ -5,9 +5,10 @@ from torch.nn import functional as F
 
 import fastattn
 
+from .. import peers
 from ..harness import FORWARD, OURS, TRAINING, Case, Peer, Problem
 from ._inputs import random
-from .layer_norm import norm_case
+from .layer_norm import gpu_norm_cases, norm_case
 
 FLOAT, HALF = torch.float32, torch.bfloat16
 
@@ -24,6 +25,11 @@ def cases(quick: bool = False) -> list[Case]:
     ]
 
 
+def gpu_cases() -> list[Case]:
+    """Tensors of 32 to 512 MiB."""
+    return gpu_norm_cases("rms_norm", _build)
+
+
 def _build(case: Case) -> Problem:
     rows, dim = case.shape.values()
     x, residual, weight = random((rows, dim), (rows, dim), (dim,), dtype=case.dtype)
@@ -35,5 +41,11 @@ def _build(case: Case) -> Problem:
     def ours(x, residual, weight):
         return fastattn.rms_norm(x, weight, eps=1e-6, residual=residual)
 
+    def liger(x, residual, weight):
+        return peers.liger_norm("liger_fused_add_rms_norm")(x, residual, weight, 1e-6)
+
     inputs = (x, residual, 1 + weight / 8)
-    return Problem({OURS: Peer(ours, inputs), "eager": Peer(eager, inputs)}, "eager", Peer(eager, inputs))
+    others = {OURS: Peer(ours, inputs), "eager": Peer(eager, inputs)}
+    if case.device == "cuda":
+        others["liger"] = Peer(liger, inputs)
+    return Problem(others, "eager", Peer(eager, inputs))

@@ -26,6 +26,11 @@ def cases(quick: bool = False) -> list[Case]:
     ]
 
 
+def gpu_cases() -> list[Case]:
+    """A decoder's prompts of 16,384 tokens."""
+    return [_case(4, 32, 8, 4096, 128, dtype=HALF, direction=direction) for direction in (FORWARD, TRAINING)]
+
+
 def _case(batch, heads, kv_heads, seq, head_dim, options="", *, dtype=FLOAT, direction=FORWARD) -> Case:
     """Two products and a sum for each value; queries, keys and the angles are read, queries and keys written."""
     values = batch * (heads + kv_heads) * seq * head_dim
