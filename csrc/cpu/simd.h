@@ -123,8 +123,11 @@ FASTATTN_INLINE Vec multiply_alone(Vec a, Vec b) {
 template <bool kExact>
 FASTATTN_INLINE Vec quotient(Vec a, Vec b) {
 #if FASTATTN_AVX512
-    const Vec inverse = Vec(_mm512_rcp14_ps(__m512(b))), near = a * inverse;
-    return kExact ? multiply_add(multiply_add(-near, b, a), inverse, near) : near;
+    const __m512 inverse = _mm512_rcp14_ps(__m512(b)), near = _mm512_mul_ps(__m512(a), inverse);
+    if constexpr (!kExact) return Vec(near);
+    // What is left is exact only without a rounding in between, which a compiler that optimises less does not see to.
+    const __m512 left = _mm512_fnmadd_ps(near, __m512(b), __m512(a));
+    return Vec(_mm512_fmadd_ps(left, inverse, near));
 #else
     return a / b;
 #endif
