@@ -3,15 +3,17 @@
 # make bench     every benchmark; writes a table, JSON and charts to out/bench
 # make lint      formatters, linters and types
 # make sanitize  the kernel tests against a build with AddressSanitizer and UndefinedBehaviorSanitizer
+# make gpu       on a machine with an NVIDIA GPU: build, tests, compute-sanitizer and benchmarks, with the packages that
+#                PYTHON (python3) has; nothing is installed
 #
-# All of them work in .venv, which the first of them makes. PYTHON=python3.12 make … chooses the interpreter.
+# The others work in .venv, which the first of them makes. PYTHON=python3.12 make … chooses the interpreter.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := $(shell find csrc -type f) setup.py pyproject.toml
 
-.PHONY: demo test bench lint sanitize clean
+.PHONY: demo test bench lint sanitize gpu clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python examples/demo.py --out out
@@ -27,6 +29,9 @@ lint: $(VENV)/.lint
 
 sanitize: $(VENV)/.installed
 	PYTHON="$(abspath $(BIN))/python" tests/sanitize.sh
+
+gpu:
+	PYTHON="$(PYTHON)" benchmarks/gpu.sh
 
 clean:
 	rm -rf $(VENV) build dist out
