@@ -19,7 +19,7 @@ demo: $(VENV)/.installed
 	$(BIN)/python examples/demo.py --out out
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest tests -q --durations=15
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -q --durations=15 -n auto --maxprocesses 8
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m fastattn bench --json out/bench/results.json --markdown out/bench/results.md --plot out/bench

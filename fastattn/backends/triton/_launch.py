@@ -1,6 +1,7 @@
 """Starts a kernel, and answers what every op of the Triton backend asks before it takes a call."""
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,6 +14,8 @@ from .chips import too_old
 from .configs import Config
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+_one_at_a_time = threading.Lock()
 
 # What takes a launch in the place of the GPU: (kernel, arguments, constants, config).
 Recorder = Callable[[Any, tuple, dict[str, Any], Config], None]
@@ -45,7 +48,8 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, config: Config, **con
         return
     args = tuple(map(_living, args))
     options = {"num_warps": config.num_warps, "num_stages": config.num_stages, "enable_fp_fusion": True}
-    with torch.cuda.device_of(args[0]):
+    # The interpreter puts its own functions in the place of Triton's while a kernel runs: one thread at a time.
+    with _one_at_a_time if interpreted else torch.cuda.device_of(args[0]):
         kernel[grid](*args, **constants, **config.tiles, **options)
 
 
