@@ -124,6 +124,8 @@ TABLE: tuple[Row, ...] = (
     Row("activation_backward", Config({"ROWS": 16, "COLUMNS": 256}, spills=8)),
     Row("epilogue", Config({"BLOCK_ROWS": 16, "BLOCK_COLUMNS": 256})),
     *_matmul("matmul", columns=256),
+    *_matmul("gated_matmul", columns=128),  # and as many of the gate's
+    *_matmul("hidden_backward", columns=256, warps=8),
 )
 
 
