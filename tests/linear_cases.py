@@ -50,13 +50,25 @@ def leading(draw: st.DrawFn, rows: st.SearchStrategy[int]) -> tuple[int, ...]:
     return draw(st.sampled_from(((count,), (count,), (2, count), (count, 1, 2))))
 
 
-def check_exact(function: Callable, *arguments: Any, generator: torch.Generator) -> None:
+def network(values: Values, rows: tuple[int, ...], inner: int, hidden: int, outer: int) -> tuple[Tensor | None, ...]:
+    """The tensors of a feed-forward network: x, w1, b1, w2, b2, w_gate."""
+    return (
+        values(*rows, inner),
+        values.weight(hidden, inner),
+        values.maybe(hidden),
+        values.weight(outer, hidden),
+        values.maybe(outer),
+        values.weight(hidden, inner) if values.draw(st.booleans()) else None,
+    )
+
+
+def check_exact(function: Callable, *arguments: Any, generator: torch.Generator, backend: str = "cpu") -> None:
     """Output and gradients are those of eager in float64, rounded once: for arguments of whole numbers, whose sums are exact."""
     wide = [_widened(x) for x in arguments]
-    with fastattn.use_backend("cpu"):
+    with fastattn.use_backend(backend):
         torch.manual_seed(0)
         out = function(*arguments)
-    grad = torch.randint(-3, 4, out.shape, generator=generator).to(out.dtype)
+    grad = torch.randint(-3, 4, out.shape, generator=generator).to(out)
     with fastattn.use_backend("eager"):
         torch.manual_seed(0)
         expected = function(*wide)
@@ -64,13 +76,13 @@ def check_exact(function: Callable, *arguments: Any, generator: torch.Generator)
         assert torch.equal(got, want.float().to(got.dtype))
 
 
-def check_specials(function: Callable, *arguments: Any) -> None:
+def check_specials(function: Callable, *arguments: Any, backend: str = "cpu") -> None:
     """NaN and infinities of the output and of all gradients stand where the definition in float64 has them.
 
     The numerics rule compares with eager in the same dtype; but torch's float32 GELU makes NaN of infinity, and no other does.
     """
     wide = [_widened(x) for x in arguments]
-    with fastattn.use_backend("cpu"):
+    with fastattn.use_backend(backend):
         out = function(*arguments)
     with fastattn.use_backend("eager"):
         expected = function(*wide)

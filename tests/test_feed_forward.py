@@ -4,7 +4,18 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from linear_cases import ACTIVATIONS, MATRICES, SIZES, SMALL, VECTORS, Values, check_exact, check_specials, leading
+from linear_cases import (
+    ACTIVATIONS,
+    MATRICES,
+    SIZES,
+    SMALL,
+    VECTORS,
+    Values,
+    check_exact,
+    check_specials,
+    leading,
+    network,
+)
 from memory import most_memory_of, needs_linux
 from norm_cases import DTYPES, check_refused, with_specials
 from torch import Tensor
@@ -12,18 +23,6 @@ from torch import Tensor
 import fastattn
 from fastattn import verify
 from fastattn.backends.cpu import _native, feed_forward
-
-
-def network(values: Values, rows: tuple[int, ...], inner: int, hidden: int, outer: int) -> tuple[Tensor | None, ...]:
-    """x, w1, b1, w2, b2, w_gate."""
-    return (
-        values(*rows, inner),
-        values.weight(hidden, inner),
-        values.maybe(hidden),
-        values.weight(outer, hidden),
-        values.maybe(outer),
-        values.weight(hidden, inner) if values.draw(st.booleans()) else None,
-    )
 
 
 @given(data=st.data())

@@ -7,6 +7,7 @@ shared memory, registers for the blocks a multiprocessor is to hold, spilled byt
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -25,6 +26,8 @@ class Config:
         spills: the bytes a thread may spill to local memory.
         newest: whether products of 16-bit tensors must use the matrix instructions of the chip's own generation; without, those
             that sm_80 has will do (tiles of few rows: wgmma and tcgen05 take 64 and more).
+        library: a row of "matmul" may say that torch's own product (cuBLAS, rocBLAS) is faster; what follows it is then a pass of
+            its own. Such a row has no tiles.
     """
 
     tiles: Mapping[str, int] = field(default_factory=dict)
@@ -33,6 +36,7 @@ class Config:
     blocks: int = 1
     spills: int = 0
     newest: bool = True
+    library: bool = False
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,35 @@ def _norm(kernel: str, spills: int) -> tuple[Row, ...]:
     )
 
 
+def _matmul(kernel: str, columns: int, warps: int = 4) -> tuple[Row, ...]:
+    """A matrix product's tiles (`matmul.py`); the width is the number of rows.
+
+    Args:
+        columns: of the largest tile, whose accumulators take half of the registers.
+        warps: of half that tile on sm_80 and sm_86.
+    """
+
+    def row(width: int, bits: int, chips: tuple[str, ...], tile: tuple[int, int, int], **config: Any) -> Row:
+        tiles = dict(zip(("BLOCK_ROWS", "BLOCK_COLUMNS", "BLOCK_DEPTH"), tile, strict=True), GROUP=8)
+        return Row(kernel, Config(tiles, **config), chips, bits, width)
+
+    most, newest, amd = 1 << 30, ("sm_90", "sm_100"), ("gfx942",)
+    return (
+        # Few rows: the weights' bytes are what counts, so narrow tiles of long rows, many of them under way.
+        row(16, 16, (*amd, "sm_86"), (16, 32, 128), num_stages=2, newest=False),
+        row(16, 16, (), (16, 32, 256), num_stages=4, newest=False),
+        row(64, 16, amd, (64, 64, 64), num_stages=2),
+        row(64, 16, (), (64, 64, 64), num_stages=4),
+        # As large as registers and shared memory allow. What is spilled, is so between the products and the stores.
+        row(most, 16, newest, (128, columns, 64), num_warps=8, num_stages=3),
+        row(most, 16, amd, (128, columns // 2, 64), num_stages=2),
+        row(most, 16, (), (128, columns // 2, 32), num_warps=warps, num_stages=4, spills=96),
+        # float32 without tensor cores: operands of the whole depth of a tile lie in registers.
+        row(16, 32, (), (16, 64, 32), num_stages=3, spills=32),
+        row(most, 32, (), (64, 64, 16), num_stages=3, spills=32),
+    )
+
+
 _WIDEST = {"ROWS": 1, "BLOCK": 16384}
 
 TABLE: tuple[Row, ...] = (
@@ -88,6 +121,11 @@ TABLE: tuple[Row, ...] = (
     *_norm("norm_backward", spills=32),
     Row("norm_backward", Config(_WIDEST, num_warps=16, spills=32), ("gfx942",)),  # whose blocks have 1024 threads, too
     Row("norm_backward", Config(_WIDEST, num_warps=32, spills=320)),
+    Row("activation_backward", Config({"ROWS": 16, "COLUMNS": 256}, spills=8)),
+    Row("epilogue", Config({"BLOCK_ROWS": 16, "BLOCK_COLUMNS": 256})),
+    *_matmul("matmul", columns=256),
+    *_matmul("gated_matmul", columns=128),  # and as many of the gate's
+    *_matmul("hidden_backward", columns=256, warps=8),
 )
 
 

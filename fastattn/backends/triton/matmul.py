@@ -1,0 +1,362 @@
+"""The matrix product with what follows it, and the parts that other products are made of.
+
+    pre = a . b + a2 . b2 + bias                    a2 . b2 and everything below only where asked for
+    out = dropout(activation(pre)) + residual
+
+A program computes one tile of the output; its accumulator is float32 and never leaves the registers (tensor memory on
+sm_100) before it is finished, so bias, activation, dropout and residual cost no pass over memory.
+
+                         columns                     programs count down a group of GROUP tiles, then
+                     +---+---+---+                   to the next column: what runs at a time reads
+        b (depth)    |   |BBB|   |                   few rows of a and few columns of b, from L2
+                     +---+---+---+
+    a   +--------+   +---+---+---+
+        |        |   |   |   |   |
+        +--------+   +---+---+---+
+        |AAAAAAAA|   |   |OUT|   |                   BLOCK_ROWS x BLOCK_COLUMNS
+        +--------+   +---+---+---+
+          BLOCK_DEPTH at a time
+
+Operands have any strides: a transpose is a view, and the matrix instructions take either order from shared memory.
+
+Floor: 2 rows columns depth operations, and each operand and the output once through memory. A tile of R x C reads its operands
+(1 / R + 1 / C) / 2 elements an operation, from L2 mostly; 128 x 256 in 16 bits is what keeps the tensor cores of sm_90 fed.
+
+Few tiles and a long sum, as in a weight's gradient, leave multiprocessors idle. There the sum is cut in `splits` parts, which
+go to a float32 buffer (splits, rows, columns) and are added in a fixed order, so that the bits do not depend on timing.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..tensors import contiguous
+from . import dropout
+from ._launch import launch, precision
+from .activation import activate
+from .chips import chip_of, multiprocessors
+from .configs import Config, choose
+
+# A part of a split sum is at least this long, for each costs a write and a read of the whole output.
+LEAST_DEPTH_OF_A_SPLIT = 512
+
+
+@triton.jit
+def tile_at(program, rows, columns, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr, GROUP: tl.constexpr):
+    """The tile row and tile column of a program, in the order of the picture."""
+    down = tl.cdiv(rows, BLOCK_ROWS)
+    of_group = GROUP * tl.cdiv(columns, BLOCK_COLUMNS)
+    first = program // of_group * GROUP
+    height = tl.minimum(down - first, GROUP)
+    place = program % of_group
+    return first + place % height, place // height
+
+
+@triton.jit
+def multiply(
+    total,  # (BLOCK_ROWS, BLOCK_COLUMNS) float32, what the product is added to
+    a,  # (rows, depth)
+    b,  # (depth, columns)
+    row,  # (BLOCK_ROWS,) int64
+    column,  # (BLOCK_COLUMNS,) int64
+    rows,
+    columns,
+    begin,
+    end,
+    stride_a_row,
+    stride_a_depth,
+    stride_b_depth,
+    stride_b_column,
+    PRECISION: tl.constexpr,
+    BLOCK_DEPTH: tl.constexpr,
+):
+    """total + a . b over begin <= depth < end. What lies outside of a and b counts as zero."""
+    depth = tl.arange(0, BLOCK_DEPTH)
+    at = (depth + begin).to(tl.int64)
+    a_at = a + row[:, None] * stride_a_row + at[None, :] * stride_a_depth
+    b_at = b + at[:, None] * stride_b_depth + column[None, :] * stride_b_column
+    a_inside, b_inside = (row < rows)[:, None], (column < columns)[None, :]
+    for start in range(begin, end, BLOCK_DEPTH):
+        left = depth < end - start
+        a_tile = tl.load(a_at, mask=a_inside & left[None, :], other=0.0)
+        b_tile = tl.load(b_at, mask=b_inside & left[:, None], other=0.0)
+        total = tl.dot(a_tile, b_tile, total, input_precision=PRECISION)
+        a_at += BLOCK_DEPTH * stride_a_depth
+        b_at += BLOCK_DEPTH * stride_b_depth
+    return total
+
+
+@triton.jit
+def halves(value):
+    """The left and the right half of a tile. What follows a large product takes one after the other, for want of registers."""
+    rows: tl.constexpr = value.shape[0]
+    half: tl.constexpr = value.shape[1] // 2
+    return tl.split(tl.permute(tl.reshape(value, (rows, 2, half)), (0, 2, 1)))
+
+
+@triton.jit
+def finish(
+    value,  # (BLOCK_ROWS, some columns) float32: a . b
+    bias,
+    residual,
+    seed,
+    pre,
+    out,
+    row,  # of value's rows
+    first_column,  # of value
+    rows,
+    columns,
+    stride_residual_row,
+    stride_residual_column,
+    stride_out_row,
+    stride_out_column,
+    threshold,
+    inverse,
+    ACTIVATION: tl.constexpr,
+):
+    """Everything after the product, and the stores."""
+    width: tl.constexpr = value.shape[1]
+    if width > 64:
+        left, right = halves(value)
+        finish(
+            left, bias, residual, seed, pre, out, row, first_column, rows, columns, stride_residual_row,
+            stride_residual_column, stride_out_row, stride_out_column, threshold, inverse, ACTIVATION,
+        )  # fmt: skip
+        finish(
+            right, bias, residual, seed, pre, out, row, first_column + width // 2, rows, columns, stride_residual_row,
+            stride_residual_column, stride_out_row, stride_out_column, threshold, inverse, ACTIVATION,
+        )  # fmt: skip
+    else:
+        column = first_column + tl.arange(0, width)
+        inside = (row < rows)[:, None] & (column < columns)[None, :]
+        at = row[:, None] * stride_out_row + column[None, :] * stride_out_column
+        if bias is not None:
+            value += tl.load(bias + column, mask=column < columns, other=0.0).to(tl.float32)[None, :]
+        if pre is not None:
+            tl.store(pre + at, value.to(pre.dtype.element_ty), mask=inside)
+        value = activate(value, ACTIVATION)
+        if seed is not None:
+            kept = dropout.keep(dropout.row_key(tl.load(seed), row)[:, None], column[None, :], threshold)
+            value = tl.where(kept, value * inverse, 0.0)
+        if residual is not None:
+            beside = residual + row[:, None] * stride_residual_row + column[None, :] * stride_residual_column
+            value += tl.load(beside, mask=inside, other=0.0).to(tl.float32)
+        tl.store(out + at, value.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def matmul(
+    a,  # (rows, depth)
+    b,  # (depth, columns)
+    a2,  # (rows, depth), strides as a; or None
+    b2,  # (depth, columns)
+    bias,  # (columns,) or None
+    residual,  # (rows, columns) or None
+    seed,  # (1,) int64, or None without dropout
+    pre,  # (rows, columns), strides as out; or None
+    out,  # (rows, columns); (splits, rows, columns) float32 where the sum is split
+    rows,
+    columns,
+    depth,
+    depth_of_split,  # depth where the sum is not split
+    stride_a_row,
+    stride_a_depth,
+    stride_b_depth,
+    stride_b_column,
+    stride_b2_depth,
+    stride_b2_column,
+    stride_residual_row,
+    stride_residual_column,
+    stride_out_split,
+    stride_out_row,
+    stride_out_column,
+    threshold,
+    inverse,
+    ACTIVATION: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr,
+    BLOCK_DEPTH: tl.constexpr,
+    GROUP: tl.constexpr,
+):
+    tiles = tl.cdiv(rows, BLOCK_ROWS) * tl.cdiv(columns, BLOCK_COLUMNS)
+    split = tl.program_id(0) // tiles
+    tile_row, tile_column = tile_at(tl.program_id(0) % tiles, rows, columns, BLOCK_ROWS, BLOCK_COLUMNS, GROUP)
+    row = tile_row.to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    first_column = tile_column.to(tl.int64) * BLOCK_COLUMNS
+    column = first_column + tl.arange(0, BLOCK_COLUMNS)
+    begin = split * depth_of_split
+    end = tl.minimum(begin + depth_of_split, depth)
+
+    value = tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), tl.float32)
+    value = multiply(
+        value, a, b, row, column, rows, columns, begin, end,
+        stride_a_row, stride_a_depth, stride_b_depth, stride_b_column, PRECISION, BLOCK_DEPTH,
+    )  # fmt: skip
+    if a2 is not None:
+        value = multiply(
+            value, a2, b2, row, column, rows, columns, begin, end,
+            stride_a_row, stride_a_depth, stride_b2_depth, stride_b2_column, PRECISION, BLOCK_DEPTH,
+        )  # fmt: skip
+
+    finish(
+        value, bias, residual, seed, pre, out + split.to(tl.int64) * stride_out_split, row, first_column, rows, columns,
+        stride_residual_row, stride_residual_column, stride_out_row, stride_out_column, threshold, inverse, ACTIVATION,
+    )  # fmt: skip
+
+
+@triton.jit
+def epilogue(
+    multiplied,  # (rows, columns): a . b
+    bias,
+    residual,
+    seed,
+    pre,
+    out,
+    rows,
+    columns,
+    stride_residual_row,
+    stride_residual_column,
+    stride_out_row,
+    stride_out_column,
+    threshold,
+    inverse,
+    ACTIVATION: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr,
+):
+    """`finish` as a pass of its own, over a product that another library computed; parameters as matmul's."""
+    across = tl.cdiv(columns, BLOCK_COLUMNS)
+    row = (tl.program_id(0) // across).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    first_column = (tl.program_id(0) % across).to(tl.int64) * BLOCK_COLUMNS
+    column = first_column + tl.arange(0, BLOCK_COLUMNS)
+    inside = (row < rows)[:, None] & (column < columns)[None, :]
+    value = tl.load(multiplied + row[:, None] * columns + column[None, :], mask=inside, other=0.0).to(tl.float32)
+    finish(
+        value, bias, residual, seed, pre, out, row, first_column, rows, columns, stride_residual_row,
+        stride_residual_column, stride_out_row, stride_out_column, threshold, inverse, ACTIVATION,
+    )  # fmt: skip
+
+
+def flat(x: Tensor) -> Tensor:
+    """The (rows, features) matrix of a tensor (…, features): a copy where the leading dimensions are no single one in memory."""
+    return x.unsqueeze(0) if x.ndim == 1 else x.flatten(0, -2)
+
+
+def config_for(kernel: str, x: Tensor, rows: int, columns: int, most_splits: int = 1) -> Config:
+    """The config of a product of this size: the table's width is the number of rows.
+
+    Where its tiles, each split `most_splits` times, would leave multiprocessors idle, those for 64 rows are taken.
+    """
+    chip = chip_of(x.device)
+    config = choose(kernel, chip, x.dtype, rows)
+    if not config.library and rows > 64 and most_splits * tiles(config, rows, columns) < multiprocessors(x.device):
+        return choose(kernel, chip, x.dtype, 64)
+    return config
+
+
+def tiles(config: Config, rows: int, columns: int) -> int:
+    """How many tiles an output has."""
+    return triton.cdiv(rows, config.tiles["BLOCK_ROWS"]) * triton.cdiv(columns, config.tiles["BLOCK_COLUMNS"])
+
+
+def product(
+    a: Tensor,
+    b: Tensor,
+    out: Tensor,
+    *,
+    second: tuple[Tensor, Tensor] | None = None,
+    bias: Tensor | None = None,
+    activation: str = "none",
+    pre: Tensor | None = None,
+    seed: Tensor | None = None,
+    dropout_p: float = 0.0,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """out = dropout(activation(a . b + bias)) + residual, in the memory of `out`.
+
+    Args:
+        a, b: (rows, depth) and (depth, columns), any strides.
+        out: (rows, columns), any strides without overlap.
+        second: another a and b, whose product is added; this a has the strides of the first.
+        pre: takes the value before the activation; strides as out's.
+        residual: (rows, columns), any strides.
+    """
+    (rows, depth), columns = a.shape, b.shape[1]
+    a2, b2 = (None, b) if second is None else second
+    plain = bias is None and activation == "none" and seed is None and residual is None and pre is None
+    most_splits = max(depth // LEAST_DEPTH_OF_A_SPLIT, 1) if plain else 1
+    config = config_for("matmul", a, rows, columns, most_splits)
+    if config.library:
+        multiplied = out if plain else a.new_empty((rows, columns))
+        torch.mm(a, b, out=multiplied)
+        if second is not None:
+            multiplied.addmm_(*second)
+        if not plain:
+            finish_apart(multiplied, out, bias, activation, pre, seed, dropout_p, residual)
+        return out
+    splits = max(min(multiprocessors(a.device) // max(tiles(config, rows, columns), 1), most_splits), 1)
+    depth_of_split = triton.cdiv(triton.cdiv(depth, splits), config.tiles["BLOCK_DEPTH"]) * config.tiles["BLOCK_DEPTH"]
+    written = out if splits == 1 else a.new_empty((splits, rows, columns), dtype=torch.float32)
+    launch(
+        matmul,
+        (splits * tiles(config, rows, columns),),
+        a,
+        b,
+        a2,
+        b2,
+        contiguous(bias),
+        residual,
+        seed,
+        pre,
+        written,
+        rows,
+        columns,
+        depth,
+        depth_of_split,
+        *a.stride(),
+        *b.stride(),
+        *b2.stride(),
+        *((0, 0) if residual is None else residual.stride()),
+        *((0, *out.stride()) if splits == 1 else written.stride()),
+        dropout.threshold(dropout_p),
+        dropout.inverse(dropout_p),
+        config=config,
+        ACTIVATION=activation,
+        PRECISION=precision(a.dtype),
+    )
+    return out if splits == 1 else out.copy_(written.sum(0))
+
+
+def finish_apart(
+    multiplied: Tensor,
+    out: Tensor,
+    bias: Tensor | None,
+    activation: str,
+    pre: Tensor | None,
+    seed: Tensor | None,
+    dropout_p: float,
+    residual: Tensor | None,
+) -> None:
+    """What `product` does after a product, given (rows, columns) contiguous, in one pass over memory."""
+    rows, columns = multiplied.shape
+    config = choose("epilogue", chip_of(out.device), out.dtype, columns)
+    launch(
+        epilogue,
+        (tiles(config, rows, columns),),
+        multiplied,
+        contiguous(bias),
+        residual,
+        seed,
+        pre,
+        out,
+        rows,
+        columns,
+        *((0, 0) if residual is None else residual.stride()),
+        *out.stride(),
+        dropout.threshold(dropout_p),
+        dropout.inverse(dropout_p),
+        config=config,
+        ACTIVATION=activation,
+    )
