@@ -80,6 +80,17 @@ def _norm(kernel: str, spills: int) -> tuple[Row, ...]:
     )
 
 
+def _rotary() -> tuple[Row, ...]:
+    """1024 pairs of a head at a time, the angles of which stay in registers for four heads. The width is that of a half."""
+    kernel = "rotary_embedding"
+    narrow = tuple(Row(kernel, _turning(block), width=block) for block in (16, 32, 64))
+    return (*narrow, Row(kernel, _turning(128)))
+
+
+def _turning(block: int) -> Config:
+    return Config({"TOKENS": 1024 // block, "HEADS": 4, "BLOCK": block}, blocks=4)
+
+
 _WIDEST = {"ROWS": 1, "BLOCK": 16384}
 
 TABLE: tuple[Row, ...] = (
@@ -88,6 +99,7 @@ TABLE: tuple[Row, ...] = (
     *_norm("norm_backward", spills=32),
     Row("norm_backward", Config(_WIDEST, num_warps=16, spills=32), ("gfx942",)),  # whose blocks have 1024 threads, too
     Row("norm_backward", Config(_WIDEST, num_warps=32, spills=320)),
+    *_rotary(),
 )
 
 
