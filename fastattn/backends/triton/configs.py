@@ -91,6 +91,40 @@ def _turning(block: int) -> Config:
     return Config({"TOKENS": 1024 // block, "HEADS": 4, "BLOCK": block}, blocks=4)
 
 
+def _cache() -> tuple[Row, ...]:
+    """Reading is what counts: 32 KB of keys and as many of values a tile, two or three on their way where they fit.
+
+    Tiles have 16 rows and more, as many as queries share their keys, and so take sm_80's matrix instructions.
+    """
+
+    def row(
+        width: int, keys: int, warps: int, stages: int, chips: tuple[str, ...] = (), bits: int = 0, spills: int = 0
+    ) -> Row:
+        config = Config({"KEYS": keys}, num_warps=warps, num_stages=stages, spills=spills, newest=False)
+        return Row("attend_to_cache", config, chips, bits, width)
+
+    small = ("sm_86", "gfx942")
+    return (
+        row(64, 64, 4, 2, small),
+        row(64, 128, 4, 3, bits=16),
+        row(64, 64, 4, 3),
+        row(128, 32, 4, 2, small),
+        row(128, 64, 4, 3, bits=16, spills=16),  # of paged caches, with three blocks on a multiprocessor
+        row(128, 32, 4, 3),
+        row(256, 16, 8, 2, small),
+        row(256, 32, 8, 3, bits=16),
+        row(256, 16, 8, 3),
+        # There every warp has the whole rows of queries and keys in registers.
+        row(512, 16, 8, 1, ("gfx942",), bits=32, spills=400),
+        row(512, 16, 8, 1, small),
+        row(512, 16, 8, 2),
+        row(1024, 16, 8, 1, ("gfx942",), spills=200),
+        row(1024, 16, 8, 1),
+        Row("append_to_cache", Config({"TOKENS": 8, "BLOCK": 128})),
+        Row("combine_parts", Config({"PARTS": 16, "BLOCK": 128})),
+    )
+
+
 _WIDEST = {"ROWS": 1, "BLOCK": 16384}
 
 TABLE: tuple[Row, ...] = (
@@ -100,6 +134,7 @@ TABLE: tuple[Row, ...] = (
     Row("norm_backward", Config(_WIDEST, num_warps=16, spills=32), ("gfx942",)),  # whose blocks have 1024 threads, too
     Row("norm_backward", Config(_WIDEST, num_warps=32, spills=320)),
     *_rotary(),
+    *_cache(),
 )
 
 
