@@ -108,9 +108,10 @@ def _cache() -> tuple[Row, ...]:
         row(64, 64, 4, 2, small),
         row(64, 128, 4, 3, bits=16),
         row(64, 64, 4, 3),
+        row(128, 32, 8, 2, small, bits=32),
         row(128, 32, 4, 2, small),
         row(128, 64, 4, 3, bits=16, spills=16),  # of paged caches, with three blocks on a multiprocessor
-        row(128, 32, 4, 3),
+        row(128, 32, 8, 3),
         row(256, 16, 8, 2, small),
         row(256, 32, 8, 3, bits=16),
         row(256, 16, 8, 3),
@@ -125,6 +126,29 @@ def _cache() -> tuple[Row, ...]:
     )
 
 
+def _additive() -> tuple[Row, ...]:
+    """A chunk of 32 tanhs a thread. The forward's width is that of values, of which a tile lies in shared memory as well.
+
+    Its products have 16 rows, and so take sm_80's matrix instructions. A few bytes are spilled outside the loops over hidden units
+    for the sake of another block on the multiprocessor.
+    """
+    few = 32
+
+    def forward(width: int, keys: int, warps: int, hidden: int) -> Row:
+        config = Config({"KEYS": keys, "HIDDEN": hidden}, num_warps=warps, spills=few, newest=False)
+        return Row("additive_forward", config, width=width)
+
+    return (
+        forward(128, 64, 4, 4),
+        forward(256, 64, 4, 4),
+        forward(512, 32, 8, 8),
+        forward(1 << 30, 16, 8, 16),
+        Row("additive_scores", Config({"KEYS": 64, "HIDDEN": 4}, spills=few)),
+        Row("additive_weights", Config({"KEYS": 1024})),
+        Row("additive_projection_grad", Config({"HIDDEN": 64, "OTHERS": 4, "RUN": 64}, spills=few)),
+    )
+
+
 _WIDEST = {"ROWS": 1, "BLOCK": 16384}
 
 TABLE: tuple[Row, ...] = (
@@ -135,6 +159,7 @@ TABLE: tuple[Row, ...] = (
     Row("norm_backward", Config(_WIDEST, num_warps=32, spills=320)),
     *_rotary(),
     *_cache(),
+    *_additive(),
 )
 
 
