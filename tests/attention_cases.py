@@ -1,5 +1,6 @@
 """Cases for the tests of the three forms of attention, drawn by hypothesis."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 LENGTHS = st.one_of(st.integers(1, 40), st.sampled_from((2, 13, 0, 64, 95, 96, 97, 127, 128, 129, 200, 257, 300)))
 # Remainders of the vectors and tiles; the head_dims of real models.
 HEAD_DIMS = st.one_of(st.integers(1, 40), st.sampled_from((64, 72, 80, 96, 128, 256)))
+CONTIGUOUS = st.just(False)
 MOST_SCORES = 120_000  # keeps a case below a tenth of a second
 
 
@@ -87,9 +89,9 @@ class _Draw:
         return self.draw(st.sampled_from((0.0, 0.1, 0.0, 0.6, 0.0, 1.0)))
 
 
-def _drawing(draw: st.DrawFn) -> _Draw:
+def _drawing(draw: st.DrawFn, dtypes: Sequence[torch.dtype] = DTYPES) -> _Draw:
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
-    return _Draw(draw, generator, draw(st.sampled_from(DTYPES)))
+    return _Draw(draw, generator, draw(st.sampled_from(dtypes)))
 
 
 def _heads(draw: st.DrawFn) -> tuple[int, int]:
@@ -134,20 +136,50 @@ def varlen_cases(draw: st.DrawFn) -> AttentionCase:
 
 
 @st.composite
-def kvcache_cases(draw: st.DrawFn) -> AttentionCase:
+def kvcache_cases(
+    draw: st.DrawFn,
+    dtypes: Sequence[torch.dtype] = DTYPES,
+    lengths: st.SearchStrategy[int] = LENGTHS,
+    head_dims: st.SearchStrategy[int] = HEAD_DIMS,
+    paged: st.SearchStrategy[bool] = CONTIGUOUS,
+) -> AttentionCase:
     """For `fastattn.attention_with_kvcache`: the caches hold NaN beyond their keys. No gradients: it has none."""
-    d = _drawing(draw)
+    d = _drawing(draw, dtypes)
     heads, kv_heads = _heads(draw)
     batch, q, new = draw(st.integers(0, 3)), draw(st.integers(0, 9)), draw(st.integers(0, 9))
-    lengths = torch.tensor([draw(LENGTHS) for _ in range(batch)], dtype=torch.int32)
-    capacity = int(lengths.max() if batch else 0) + new + draw(st.integers(0, 3))
-    head_dim, value_dim = draw(HEAD_DIMS), draw(HEAD_DIMS)
+    seqlens = torch.tensor([draw(lengths) for _ in range(batch)], dtype=torch.int32)
+    capacity = int(seqlens.max() if batch else 0) + new + draw(st.integers(0, 3))
+    head_dim, value_dim = draw(head_dims), draw(head_dims)
     caches = [d.normal(batch, kv_heads, capacity, dim).detach() for dim in (head_dim, value_dim)]
     for cache in caches:
-        for b, length in enumerate(lengths.tolist()):
+        for b, length in enumerate(seqlens.tolist()):
             cache[b, :, length:] = torch.nan
+    table = None
+    if draw(paged):
+        table = _block_table(d, batch, capacity)
+        caches = [_in_pages(d, cache, table) for cache in caches]
     added = [d.normal(batch, kv_heads, new, dim).detach() for dim in (head_dim, value_dim)]
     query = d.normal(batch, heads, q, head_dim).detach()
     options = d.options(batch, heads, causal=False)
-    options |= {"cache_seqlens": lengths, "is_causal": draw(st.booleans())}
+    options |= {"cache_seqlens": seqlens, "block_table": table, "is_causal": draw(st.booleans())}
     return AttentionCase((query, *caches, *(added if new else (None, None))), options)
+
+
+def _block_table(d: _Draw, batch: int, capacity: int) -> Tensor:
+    """Blocks in random order, of which some belong to nobody."""
+    blocks = -(-capacity // d.draw(st.sampled_from((1, 5, 16, 64)))) + d.draw(st.integers(0, 1))
+    order = torch.randperm(batch * blocks + 2, generator=d.generator)
+    return order[: batch * blocks].reshape(batch, blocks).to(torch.int32)
+
+
+def _in_pages(d: _Draw, cache: Tensor, table: Tensor) -> Tensor:
+    """The contiguous cache as blocks, with NaN where nothing is."""
+    batch, kv_heads, capacity, dim = cache.shape
+    blocks = table.shape[1]
+    block_size = -(-capacity // max(blocks, 1))
+    whole = cache.new_full((batch, kv_heads, blocks * block_size, dim), torch.nan)
+    whole[:, :, :capacity] = cache
+    paged = cache.new_full((batch * blocks + 2, kv_heads, block_size, dim), torch.nan)
+    if batch * blocks:
+        paged[table.long()] = whole.unflatten(2, (blocks, block_size)).transpose(1, 2)
+    return strided(paged, d.draw(LAYOUTS))

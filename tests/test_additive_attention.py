@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from additive_cases import additive_calls, check_few, drawn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from memory import most_memory_of, needs_linux
-from norm_cases import DTYPES, LAYOUTS, check_refused, strided, with_specials
+from norm_cases import DTYPES, check_refused, strided, with_specials
 from torch import Tensor
 
 import fastattn
@@ -13,97 +14,19 @@ from fastattn import verify
 from fastattn.backends.cpu import _native, additive_attention
 from fastattn.backends.eager import dropout as eager_dropout
 
-# The edges of tiles (2 or 4 queries, 2 to 16 keys) and blocks (64 keys), and what lies between. The gradients of scores add up
-# to nothing over the keys, and of fewer than these the rule would ask for luck: see test_few_of_everything.
-QUERIES = st.one_of(st.integers(4, 20), st.sampled_from((33, 70)))
-KEYS = st.one_of(st.integers(12, 40), st.sampled_from((63, 64, 65, 130, 200)))
-# Remainders of the vectors; the widths of real models.
-DIMS = st.one_of(st.integers(8, 40), st.sampled_from((64, 100, 128)))
-FEW = st.integers(0, 5)
-MOST_ELEMENTS = 400_000  # of (query, key, hidden)
-
-
-@st.composite
-def calls(draw: st.DrawFn, few: bool = False) -> tuple[tuple, dict]:
-    """Arguments of one call; with few of everything in float32."""
-    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
-    dtype = torch.float32 if few else draw(st.sampled_from(DTYPES))
-    lead = draw(st.sampled_from(((2,), (1,), (), (3,), (2, 3), (0,), (2, 1, 2))))
-    q, k = draw(FEW if few else QUERIES), draw(FEW if few else KEYS)
-    query_dim, key_dim, value_dim = (draw(FEW if few else DIMS) for _ in range(3))
-    hidden = min(draw(FEW if few else DIMS), max(MOST_ELEMENTS // max(q * k * max(torch.Size(lead).numel(), 1), 1), 1))
-    # Sums a + b from tiny, where tanh is almost the sum, to those beyond the kernel's reach; weights v from small to large.
-    scale, v_scale = draw(st.sampled_from((1.0, 1.0, 1e-3, 3.0, 30.0))), draw(st.sampled_from((1.0, 0.1, 4.0)))
-
-    def normal(*shape: int, scale: float = 1.0) -> Tensor:
-        values = (torch.randn(shape, generator=generator) * scale).to(dtype)
-        return strided(values, draw(LAYOUTS)).requires_grad_(draw(st.integers(0, 3)) > 0)
-
-    def mask() -> Tensor | None:
-        kind = draw(st.sampled_from(("none", "none", "bool", "float32", "own", "float64")))
-        if kind == "none":
-            return None
-        full = (*lead, q, k)
-        shape = tuple(n if draw(st.integers(0, 2)) else 1 for n in full)[draw(st.integers(0, len(full))) :]
-        off = torch.rand(shape, generator=generator) < draw(st.sampled_from((0.0, 0.3, 0.95)))
-        if len(shape) > 1 and draw(st.booleans()):
-            off[..., : draw(st.integers(0, shape[-2])), :] = True
-        if kind == "bool":
-            return ~off
-        values = torch.randn(shape, generator=generator).masked_fill(off, -torch.inf)
-        values = values.to({"own": dtype, "float32": torch.float32, "float64": torch.float64}[kind])
-        return values.requires_grad_(draw(st.booleans()))
-
-    tensors = (
-        normal(*lead, q, query_dim),
-        normal(*lead, k, key_dim),
-        normal(*lead, k, value_dim),
-        normal(hidden, query_dim, scale=scale / max(query_dim, 1) ** 0.5),
-        normal(hidden, key_dim, scale=scale / max(key_dim, 1) ** 0.5),
-        normal(hidden, scale=v_scale / max(hidden, 1) ** 0.5),
-    )
-    return tensors, {"attn_mask": mask(), "dropout_p": draw(st.sampled_from((0.0, 0.0, 0.1, 0.6, 1.0)))}
-
 
 @settings(max_examples=150)
-@given(call=calls())
+@given(call=additive_calls())
 def test_outputs_and_gradients_obey_the_numerics_rule(isa: str, call: tuple) -> None:
     tensors, options = call
     verify.check(fastattn.additive_attention, *tensors, backend="cpu", **options).raise_if_failed()
 
 
 @settings(max_examples=150)
-@given(call=calls(few=True))
+@given(call=additive_calls(few=True))
 def test_few_of_everything(isa: str, call: tuple) -> None:
-    """Down to nothing: against eager in float64."""
-    tensors, options = call
-    leaves = [x for x in (*tensors, options["attn_mask"]) if x is not None and x.requires_grad]
-
-    def run(backend: str, change) -> list[Tensor]:
-        torch.manual_seed(0)
-        with fastattn.use_backend(backend):
-            made = {x: change(x) for x in leaves}
-            args = [made.get(x, change(x)) for x in tensors]
-            mask = options["attn_mask"]
-            out = fastattn.additive_attention(*args, made.get(mask, mask), options["dropout_p"])
-        direction = torch.arange(out.numel()).reshape(out.shape).remainder(7) - 3.0
-        return [out, *torch.autograd.grad(out, list(made.values()), direction.to(out.dtype))] if leaves else [out]
-
-    found = run("cpu", lambda x: x.detach().requires_grad_(x.requires_grad))
-    expected = run("eager", lambda x: x.detach().double().requires_grad_(x.requires_grad))
-    for got, want in zip(found, expected, strict=True):
-        torch.testing.assert_close(got.double(), want.double(), rtol=1e-4, atol=1e-4)
-
-
-def drawn(
-    batch: int, q: int, k: int, dim: int, hidden: int, *, scale: float = 1.0, dtype: torch.dtype = torch.float32
-) -> list[Tensor]:
-    """The six tensors, with a + b of size `scale` and scores of size 1."""
-    generator = torch.Generator().manual_seed(0)
-    shapes = ((batch, q, dim), (batch, k, dim), (batch, k, dim), (hidden, dim), (hidden, dim), (hidden,))
-    factors = (1.0, 1.0, 1.0, scale * dim**-0.5, scale * dim**-0.5, hidden**-0.5)
-    made = (torch.randn(s, generator=generator) * f for s, f in zip(shapes, factors, strict=True))
-    return [x.to(dtype).requires_grad_() for x in made]
+    """Down to nothing."""
+    check_few(call, "cpu")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -4,46 +4,16 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from norm_cases import DTYPES, LAYOUTS, check_refused, strided, with_specials
+from norm_cases import DTYPES, check_refused, with_specials
+from rotary_cases import rotary_calls
 from torch import Tensor
 
 import fastattn
 from fastattn import verify
 from fastattn.backends.cpu import _native, rotary_embedding
 
-# Every remainder of the vectors, for halves and for neighbours; the head_dims of real models.
-HALVES = st.one_of(st.integers(0, 20), st.sampled_from((32, 40, 64)))
 
-
-@st.composite
-def calls(draw: st.DrawFn) -> tuple:
-    """(q, k, cos, sin, interleaved); angles need not stand twice."""
-    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
-    dtype = draw(st.sampled_from(DTYPES))
-    batch, heads, kv_heads = (draw(st.integers(1, 3)) for _ in range(3))
-    seq, rotary_dim = draw(st.integers(0, 40)), 2 * draw(HALVES)
-    head_dim = max(rotary_dim + draw(st.sampled_from((0, 0, 1, 16))), 1)
-
-    def normal(*shape: int, dtype: torch.dtype) -> Tensor:
-        return torch.randn(shape, generator=generator).to(dtype)
-
-    def head(heads: int) -> Tensor:
-        layout = draw(st.one_of(LAYOUTS, st.just("tokens first"), st.just("expanded")))
-        if layout == "tokens first":
-            x = normal(batch, seq, heads, head_dim, dtype=dtype).transpose(1, 2)
-        elif layout == "expanded":
-            x = normal(1, heads, seq, head_dim, dtype=dtype).expand(batch, -1, -1, -1)
-        else:
-            x = strided(normal(batch, heads, seq, head_dim, dtype=dtype), layout)
-        return x.requires_grad_(draw(st.booleans()))
-
-    angle_dtype = draw(st.sampled_from((torch.float32, dtype)))
-    leading = draw(st.sampled_from(((), (1,), (batch,))))
-    cos, sin = (strided(normal(*leading, seq, rotary_dim, dtype=angle_dtype), draw(LAYOUTS)) for _ in range(2))
-    return head(heads), head(kv_heads), cos, sin, draw(st.booleans())
-
-
-@given(call=calls())
+@given(call=rotary_calls())
 def test_outputs_and_gradients_obey_the_numerics_rule(isa: str, call: tuple) -> None:
     verify.check(fastattn.rotary_embedding, *call, backend="cpu").raise_if_failed()
 

@@ -113,6 +113,75 @@ def _matmul(kernel: str, columns: int, warps: int = 4) -> tuple[Row, ...]:
     )
 
 
+def _rotary() -> tuple[Row, ...]:
+    """1024 pairs of a head at a time, the angles of which stay in registers for four heads. The width is that of a half."""
+    kernel = "rotary_embedding"
+    narrow = tuple(Row(kernel, _turning(block), width=block) for block in (16, 32, 64))
+    return (*narrow, Row(kernel, _turning(128)))
+
+
+def _turning(block: int) -> Config:
+    return Config({"TOKENS": 1024 // block, "HEADS": 4, "BLOCK": block}, blocks=4)
+
+
+def _cache() -> tuple[Row, ...]:
+    """Reading is what counts: 32 KB of keys and as many of values a tile, two or three on their way where they fit.
+
+    Tiles have 16 rows and more, as many as queries share their keys, and so take sm_80's matrix instructions.
+    """
+
+    def row(
+        width: int, keys: int, warps: int, stages: int, chips: tuple[str, ...] = (), bits: int = 0, spills: int = 0
+    ) -> Row:
+        config = Config({"KEYS": keys}, num_warps=warps, num_stages=stages, spills=spills, newest=False)
+        return Row("attend_to_cache", config, chips, bits, width)
+
+    small = ("sm_86", "gfx942")
+    return (
+        row(64, 64, 4, 2, small),
+        row(64, 128, 4, 3, bits=16),
+        row(64, 64, 4, 3),
+        row(128, 32, 8, 2, small, bits=32),
+        row(128, 32, 4, 2, small),
+        row(128, 64, 4, 3, bits=16, spills=16),  # of paged caches, with three blocks on a multiprocessor
+        row(128, 32, 8, 3),
+        row(256, 16, 8, 2, small),
+        row(256, 32, 8, 3, bits=16),
+        row(256, 16, 8, 3),
+        # There every warp has the whole rows of queries and keys in registers.
+        row(512, 16, 8, 1, ("gfx942",), bits=32, spills=400),
+        row(512, 16, 8, 1, small),
+        row(512, 16, 8, 2),
+        row(1024, 16, 8, 1, ("gfx942",), spills=200),
+        row(1024, 16, 8, 1),
+        Row("append_to_cache", Config({"TOKENS": 8, "BLOCK": 128})),
+        Row("combine_parts", Config({"PARTS": 16, "BLOCK": 128})),
+    )
+
+
+def _additive() -> tuple[Row, ...]:
+    """A chunk of 32 tanhs a thread. The forward's width is that of values, of which a tile lies in shared memory as well.
+
+    Its products have 16 rows, and so take sm_80's matrix instructions. A few bytes are spilled outside the loops over hidden
+    units for the sake of another block on the multiprocessor.
+    """
+    few = 32
+
+    def forward(width: int, keys: int, warps: int, hidden: int) -> Row:
+        config = Config({"KEYS": keys, "HIDDEN": hidden}, num_warps=warps, spills=few, newest=False)
+        return Row("additive_forward", config, width=width)
+
+    return (
+        forward(128, 64, 4, 4),
+        forward(256, 64, 4, 4),
+        forward(512, 32, 8, 8),
+        forward(1 << 30, 16, 8, 16),
+        Row("additive_scores", Config({"KEYS": 64, "HIDDEN": 4}, spills=few)),
+        Row("additive_weights", Config({"KEYS": 1024})),
+        Row("additive_projection_grad", Config({"HIDDEN": 64, "OTHERS": 4, "RUN": 64}, spills=few)),
+    )
+
+
 _WIDEST = {"ROWS": 1, "BLOCK": 16384}
 
 TABLE: tuple[Row, ...] = (
@@ -126,6 +195,9 @@ TABLE: tuple[Row, ...] = (
     *_matmul("matmul", columns=256),
     *_matmul("gated_matmul", columns=128),  # and as many of the gate's
     *_matmul("hidden_backward", columns=256, warps=8),
+    *_rotary(),
+    *_cache(),
+    *_additive(),
 )
 
 
