@@ -88,6 +88,10 @@ TABLE: tuple[Row, ...] = (
     *_norm("norm_backward", spills=32),
     Row("norm_backward", Config(_WIDEST, num_warps=16, spills=32), ("gfx942",)),  # whose blocks have 1024 threads, too
     Row("norm_backward", Config(_WIDEST, num_warps=32, spills=320)),
+    # A row of a vocabulary is read by as many lanes as keep enough loads on their way; short ones share a program.
+    Row("row_statistics", Config({"ROWS": 4, "BLOCK": 256}, num_warps=4), width=1024),
+    Row("row_statistics", Config({"ROWS": 1, "BLOCK": 4096}, num_warps=8, blocks=2)),
+    Row("logit_gradients", Config({"TILES": 32, "ROWS": 4, "BLOCK": 512}, num_warps=4, blocks=3)),
 )
 
 
