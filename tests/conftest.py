@@ -89,3 +89,12 @@ def same_bits_at_any_thread_count() -> Iterator[Callable[[Callable], None]]:
 @pytest.fixture
 def same_random_numbers() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def short_stretches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two thousand logits or scores at a time, so that small calls of the losses take several stretches."""
+    from fastattn.backends.triton import stretches
+
+    for name, value in {"FEWEST": 2048, "SHORTEST": 16, "MULTIPLE": 16}.items():
+        monkeypatch.setattr(stretches, name, value)

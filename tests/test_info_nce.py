@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from linear_cases import DEPTHS, SIZES, SMALL, Values, check_specials
+from linear_cases import SMALL, check_specials
+from loss_cases import contrast, contrast_cases
 from memory import most_memory_of, needs_linux
 from norm_cases import DTYPES, check_refused, with_specials
 from torch import Tensor
@@ -15,27 +16,9 @@ from fastattn import verify
 from fastattn.backends.cpu import _native
 
 
-def drawn(*shapes: tuple[int, ...], dtype: torch.dtype = torch.float32, seed: int = 0) -> list[Tensor]:
-    """Rows whose products with one another are of size 1, with a gradient."""
-    generator = torch.Generator().manual_seed(seed)
-    return [(torch.randn(s, generator=generator) * s[-1] ** -0.25).to(dtype).requires_grad_() for s in shapes]
-
-
-@given(data=st.data())
-def test_loss_and_gradients_obey_the_numerics_rule(isa: str, data: st.DataObject) -> None:
-    draw = data.draw
-    pairs, dim, extra = draw(SIZES), draw(DEPTHS), draw(st.one_of(st.integers(1, 70), st.sampled_from((600, 1100))))
-    values = Values(draw)
-    # Scores of size 1: where one candidate takes all, the errors of two or three scores are all there is, and one may be lucky.
-    temperature = draw(st.sampled_from((0.07, 1.0, 30.0)))
-    scale = min(temperature, 1.0) ** 0.5 * dim**-0.25
-    query, positive = (values(pairs, dim, scale=scale) for _ in range(2))
-    negatives = values(extra, dim, scale=scale) if draw(st.booleans()) else None
-    if draw(st.booleans()):
-        temperature = torch.tensor([temperature]).requires_grad_(draw(st.booleans()))
-    verify.check(
-        fastattn.info_nce, query, positive, negatives, temperature, draw(st.booleans()), backend="cpu"
-    ).raise_if_failed()
+@given(case=contrast_cases())
+def test_loss_and_gradients_obey_the_numerics_rule(isa: str, case: tuple) -> None:
+    verify.check(fastattn.info_nce, *case, backend="cpu").raise_if_failed()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -43,7 +26,7 @@ def test_loss_and_gradients_obey_the_numerics_rule(isa: str, data: st.DataObject
 @pytest.mark.parametrize("shapes", [((2101, 24), (2101, 24)), ((700, 24), (700, 24), (5400, 24))])
 def test_queries_that_are_taken_in_turn(isa: str, dtype: torch.dtype, symmetric: bool, shapes: tuple) -> None:
     """More queries than are taken at a time, the last of them an odd number."""
-    tensors = drawn(*shapes, dtype=dtype)
+    tensors = contrast(*shapes, dtype=dtype)
     arguments = {
         **dict(zip(("query", "positive", "negatives"), tensors, strict=False)),
         "temperature": torch.tensor(0.3, requires_grad=True),
@@ -57,7 +40,7 @@ def test_torchs_own_functions_agree(isa: str, data: st.DataObject) -> None:
     """In float32, on sizes down to one, where the rule would ask for more luck than precision."""
     draw = data.draw
     pairs, dim, extra = draw(SMALL), draw(SMALL), draw(st.integers(0, 40))
-    leaves = drawn((pairs, dim), (pairs, dim), (extra, dim), seed=draw(st.integers(0, 2**31)))
+    leaves = contrast((pairs, dim), (pairs, dim), (extra, dim), seed=draw(st.integers(0, 2**31)))
     leaves.append(torch.tensor(0.5, requires_grad=True))
     symmetric = draw(st.booleans())
     query, positive, negatives, temperature = leaves
@@ -78,7 +61,7 @@ def test_torchs_own_functions_agree(isa: str, data: st.DataObject) -> None:
 @pytest.mark.parametrize("temperature", [1e-3, 1e-6, 1e4])
 def test_scores_whose_exponentials_have_no_place(isa, dtype, symmetric, temperature) -> None:
     """Far beyond what exp takes, and all of them alike."""
-    query, positive, negatives = drawn((60, 33), (60, 33), (30, 33), dtype=dtype)
+    query, positive, negatives = contrast((60, 33), (60, 33), (30, 33), dtype=dtype)
     verify.check(fastattn.info_nce, query, positive, negatives, temperature, symmetric, backend="cpu").raise_if_failed()
 
 
@@ -92,7 +75,7 @@ def test_scores_whose_exponentials_have_no_place(isa, dtype, symmetric, temperat
 def test_nan_and_infinity_stand_where_the_definition_has_them(
     isa: str, dtype: torch.dtype, seed: int, pairs: int, which: int, symmetric: bool
 ) -> None:
-    tensors = [x.detach() for x in drawn((pairs, 33), (pairs, 33), (20, 33), dtype=dtype, seed=seed)]
+    tensors = [x.detach() for x in contrast((pairs, 33), (pairs, 33), (20, 33), dtype=dtype, seed=seed)]
     tensors[which] = with_specials(tensors[which], torch.Generator().manual_seed(seed))
     query, positive, negatives = (x.requires_grad_() for x in tensors)
     check_specials(
@@ -107,14 +90,14 @@ def test_nan_and_infinity_stand_where_the_definition_has_them(
 @pytest.mark.parametrize("symmetric", [False, True])
 def test_a_temperature_that_went_astray(isa: str, value: float, symmetric: bool) -> None:
     """A learnt one may become anything, and then ours is what it is in eager."""
-    leaves = [*drawn((20, 9), (20, 9), (5, 9)), torch.tensor([value], requires_grad=True)]
+    leaves = [*contrast((20, 9), (20, 9), (5, 9)), torch.tensor([value], requires_grad=True)]
     verify.check(fastattn.info_nce, *leaves, symmetric, backend="cpu").raise_if_failed()
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("shape", [(), (1,), (1, 1)])
 def test_the_temperature_is_a_number_or_a_tensor_of_any_dtype(isa: str, dtype: torch.dtype, shape: tuple) -> None:
-    query, positive = drawn((30, 12), (30, 12))
+    query, positive = contrast((30, 12), (30, 12))
     temperature = torch.full(shape, 0.25, dtype=dtype, requires_grad=True)
     with fastattn.use_backend("cpu"):
         loss = fastattn.info_nce(query, positive, temperature=temperature)
@@ -131,7 +114,7 @@ def test_the_temperature_is_a_number_or_a_tensor_of_any_dtype(isa: str, dtype: t
 @pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize(("pairs", "extra"), [(40, 3000), (700, 5400)])
 def test_bits_do_not_depend_on_threads(isa, same_bits_at_any_thread_count, dtype, symmetric, pairs, extra) -> None:
-    leaves = drawn((pairs, 40), (pairs, 40), (extra, 40), dtype=dtype)
+    leaves = contrast((pairs, 40), (pairs, 40), (extra, 40), dtype=dtype)
     leaves.append(torch.tensor([0.5], requires_grad=True))
 
     def run() -> list[Tensor]:
@@ -145,7 +128,7 @@ def test_bits_do_not_depend_on_threads(isa, same_bits_at_any_thread_count, dtype
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("needed", range(4))
 def test_one_gradient_alone_is_the_same(isa: str, dtype: torch.dtype, needed: int) -> None:
-    leaves = drawn((300, 20), (300, 20), (90, 20), dtype=dtype)
+    leaves = contrast((300, 20), (300, 20), (90, 20), dtype=dtype)
     leaves.append(torch.tensor([0.5], requires_grad=True))
     with fastattn.use_backend("cpu"):
         expected = torch.autograd.grad(fastattn.info_nce(*leaves, True) * 2.0, leaves)
@@ -156,7 +139,7 @@ def test_one_gradient_alone_is_the_same(isa: str, dtype: torch.dtype, needed: in
 
 def test_small_gradients_survive_in_float16(isa: str) -> None:
     """Under a gradient scaler the gradients times its scale are what must fit float16, not the gradients themselves."""
-    leaves = drawn((3000, 8), (3000, 8), dtype=torch.float16)
+    leaves = contrast((3000, 8), (3000, 8), dtype=torch.float16)
     wide = [x.detach().double().requires_grad_() for x in leaves]
     with fastattn.use_backend("cpu"):
         found = torch.autograd.grad(fastattn.info_nce(*leaves, temperature=100.0) * 65536.0, leaves)
@@ -169,7 +152,7 @@ def test_small_gradients_survive_in_float16(isa: str) -> None:
 @pytest.mark.parametrize("symmetric", [False, True])
 def test_scores_are_never_a_whole(symmetric: bool) -> None:
     """Of 6000 x 6000 scores, 144 MB in float32, eager has several copies."""
-    query, positive = drawn((6000, 32), (6000, 32))
+    query, positive = contrast((6000, 32), (6000, 32))
     with fastattn.use_backend("cpu"):
         assert most_memory_of(lambda: fastattn.info_nce(query, positive, symmetric=symmetric).backward()) < 48 << 20
 

@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from linear_cases import DEPTHS, SIZES, SMALL, Values, check_specials, leading
+from linear_cases import SMALL, check_specials
+from loss_cases import IGNORED, REDUCTIONS, cross_entropy_cases, targets
 from memory import most_memory_of, needs_linux
 from norm_cases import DTYPES, check_refused, with_specials
 from torch import Tensor
@@ -14,33 +15,10 @@ import fastattn
 from fastattn import verify
 from fastattn.backends.cpu import _native
 
-REDUCTIONS = st.sampled_from(("mean", "sum", "none"))
-IGNORED = -100
 
-
-def targets(rows: tuple[int, ...], classes: int, generator: torch.Generator, ignored: float = 0.2) -> Tensor:
-    target = torch.randint(0, classes, rows, generator=generator)
-    return target.masked_fill(torch.rand(rows, generator=generator) < ignored, IGNORED)
-
-
-@given(data=st.data())
-def test_loss_and_gradients_obey_the_numerics_rule(isa: str, data: st.DataObject) -> None:
-    draw = data.draw
-    rows, dim, classes = draw(leading(SIZES)), draw(DEPTHS), draw(st.one_of(SIZES, st.sampled_from((600, 1100))))
-    values = Values(draw)
-    arguments = (
-        values(*rows, dim),
-        values.weight(classes, dim),
-        targets(rows, classes, values.generator),
-        values.maybe(classes),
-    )
-    options = {
-        "label_smoothing": draw(st.sampled_from((0.0, 0.1, 1.0))),
-        "z_loss": draw(st.sampled_from((0.0, 1e-2))),
-        "softcap": draw(st.sampled_from((None, 2.0))),
-        "class_weight": torch.rand(classes, generator=values.generator) if draw(st.booleans()) else None,
-        "reduction": draw(REDUCTIONS),
-    }
+@given(case=cross_entropy_cases())
+def test_loss_and_gradients_obey_the_numerics_rule(isa: str, case: tuple) -> None:
+    arguments, options = case
     verify.check(fastattn.linear_cross_entropy, *arguments, **options, backend="cpu").raise_if_failed()
 
 

@@ -198,6 +198,10 @@ TABLE: tuple[Row, ...] = (
     *_rotary(),
     *_cache(),
     *_additive(),
+    # A row of a vocabulary is read by as many lanes as keep enough loads on their way; short ones share a program.
+    Row("row_statistics", Config({"ROWS": 4, "BLOCK": 256}, num_warps=4), width=1024),
+    Row("row_statistics", Config({"ROWS": 1, "BLOCK": 4096}, num_warps=8, blocks=2)),
+    Row("logit_gradients", Config({"TILES": 32, "ROWS": 4, "BLOCK": 512}, num_warps=4, blocks=3)),
 )
 
 
