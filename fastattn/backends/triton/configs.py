@@ -82,7 +82,13 @@ def _norm(kernel: str, spills: int) -> tuple[Row, ...]:
 
 _WIDEST = {"ROWS": 1, "BLOCK": 16384}
 
+# Attention's kernels have one row a width, the wider of the padded head_dim and value_dim.
+_ATTENTION = (
+    Row("attention_forward", Config({"QUERIES": 128, "KEYS": 64}, num_warps=8, num_stages=2)),
+)
+
 TABLE: tuple[Row, ...] = (
+    *_ATTENTION,
     *_norm("norm_forward", spills=0),
     Row("norm_forward", Config(_WIDEST, num_warps=16)),
     *_norm("norm_backward", spills=32),
