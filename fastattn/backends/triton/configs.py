@@ -85,6 +85,10 @@ _WIDEST = {"ROWS": 1, "BLOCK": 16384}
 # Attention's kernels have one row a width, the wider of the padded head_dim and value_dim.
 _ATTENTION = (
     Row("attention_forward", Config({"QUERIES": 128, "KEYS": 64}, num_warps=8, num_stages=2)),
+    Row("attention_backward_rows", Config({"QUERIES": 128, "KEYS": 64}, num_warps=8, num_stages=1)),
+    Row("attention_backward_query", Config({"QUERIES": 128, "KEYS": 64}, num_warps=8, num_stages=2)),
+    Row("attention_backward_key", Config({"QUERIES": 64, "KEYS": 128}, num_warps=8, num_stages=2)),
+    Row("attention_mask_gradient", Config({"QUERIES": 64, "KEYS": 64}, num_warps=4, num_stages=1)),
 )
 
 TABLE: tuple[Row, ...] = (
