@@ -82,13 +82,44 @@ def _norm(kernel: str, spills: int) -> tuple[Row, ...]:
 
 _WIDEST = {"ROWS": 1, "BLOCK": 16384}
 
-# Attention's kernels have one row a width, the wider of the padded head_dim and value_dim.
+def _attention(
+    kernel: str,
+    chips: tuple[str, ...],
+    bits: int,
+    *shapes: tuple[int, int, int, int, int],
+    newest: bool = True,
+    spills: int = 0,
+) -> tuple[Row, ...]:
+    """Rows by the wider of head_dim and value_dim, padded to a power of two: (width, QUERIES, KEYS, warps, stages)."""
+    return tuple(
+        Row(kernel, Config({"QUERIES": q, "KEYS": k}, warps, stages, newest=newest, spills=spills), chips, bits, width)
+        for width, q, k, warps, stages in shapes
+    )
+
+
+_HOPPER = ("sm_90", "sm_100")
+_AMPERE = ("sm_80",)
+
+# In 16 bits a program's own rows are 128 where registers allow it. Products in float32 are no matrix instructions: small tiles.
 _ATTENTION = (
-    Row("attention_forward", Config({"QUERIES": 128, "KEYS": 64}, num_warps=8, num_stages=2)),
-    Row("attention_backward_rows", Config({"QUERIES": 128, "KEYS": 64}, num_warps=8, num_stages=1)),
-    Row("attention_backward_query", Config({"QUERIES": 128, "KEYS": 64}, num_warps=8, num_stages=2)),
-    Row("attention_backward_key", Config({"QUERIES": 64, "KEYS": 128}, num_warps=8, num_stages=2)),
-    Row("attention_mask_gradient", Config({"QUERIES": 64, "KEYS": 64}, num_warps=4, num_stages=1)),
+    *_attention("attention_forward", _HOPPER, 16, (64, 128, 64, 4, 3), (128, 128, 128, 8, 2), (256, 128, 64, 8, 2)),
+    *_attention("attention_forward", _AMPERE, 16, (64, 128, 64, 4, 3), (128, 128, 64, 8, 2), (256, 128, 32, 8, 2)),
+    *_attention("attention_forward", (), 16, (64, 128, 64, 4, 1), (128, 128, 32, 8, 1), (256, 64, 32, 4, 1)),
+    *_attention("attention_forward", (), 32, (128, 64, 32, 4, 1), (256, 32, 32, 4, 1)),
+    *_attention("attention_backward_rows", _HOPPER, 16, (128, 128, 64, 8, 1), (256, 64, 64, 4, 1)),
+    *_attention("attention_backward_rows", (), 16, (128, 64, 32, 4, 1), (256, 32, 32, 4, 1)),
+    *_attention("attention_backward_rows", (), 32, (128, 32, 32, 4, 1), (256, 16, 32, 4, 1)),
+    *_attention("attention_backward_query", _HOPPER, 16, (64, 128, 64, 8, 2), (128, 128, 64, 8, 2), (256, 64, 64, 4, 1)),
+    *_attention("attention_backward_query", _AMPERE, 16, (64, 128, 64, 8, 2), (128, 64, 64, 4, 1), (256, 64, 32, 8, 1)),
+    *_attention("attention_backward_query", (), 16, (64, 64, 32, 4, 1), (128, 64, 32, 4, 1), (256, 32, 32, 4, 1)),
+    *_attention("attention_backward_query", (), 32, (128, 32, 32, 4, 1), (256, 16, 32, 4, 1)),
+    *_attention("attention_backward_key", _HOPPER, 16, (64, 64, 128, 8, 2), (128, 64, 128, 8, 2), (256, 64, 64, 8, 1)),
+    *_attention("attention_backward_key", _AMPERE, 16, (64, 64, 128, 8, 2), (128, 32, 128, 8, 2), (256, 32, 64, 8, 1)),
+    *_attention("attention_backward_key", (), 16, (64, 32, 64, 4, 1), (128, 32, 64, 4, 1), (256, 16, 32, 4, 1)),
+    *_attention("attention_backward_key", (), 32, (128, 32, 32, 4, 1), (256, 32, 16, 4, 1)),
+    *_attention("attention_mask_gradient", _HOPPER, 16, (256, 64, 64, 4, 1)),
+    *_attention("attention_mask_gradient", (), 16, (128, 64, 32, 4, 1), (256, 32, 32, 4, 1)),
+    *_attention("attention_mask_gradient", (), 32, (128, 32, 32, 4, 1), (256, 16, 32, 4, 1)),
 )
 
 TABLE: tuple[Row, ...] = (

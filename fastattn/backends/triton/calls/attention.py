@@ -1,4 +1,4 @@
-"""Attention: the head_dims of the table, each with other features, so that each feature's code is compiled once."""
+"""Attention: the widths of the table, each with other features, so that each feature's code is compiled once."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -7,34 +7,39 @@ import torch
 
 from .. import attention
 
-NOTHING = {"mask": None, "slopes": False, "window": (-1, -1), "softcap": 0.0, "dropout_p": 0.0}
+BATCH, HEADS, KV_HEADS, TOKENS = 2, 8, 4, 4096
 
 
 def calls(dtype: torch.dtype) -> Iterator[tuple[str, Callable[[], object]]]:
-    variants = {
-        "causal": (64, {"window": (-1, 0)}),
-        "plain": (128, {}),
-    }
-    for name, (head_dim, features) in variants.items():
-        yield f"head_dim {head_dim}, {name}", partial(_call, head_dim, dtype, **{**NOTHING, **features})
+    def empty(*shape: int, of: torch.dtype = dtype) -> torch.Tensor:
+        return torch.empty(shape, dtype=of, device="meta")
+
+    bias = empty(1, HEADS, TOKENS, TOKENS)
+    padding = empty(BATCH, 1, 1, TOKENS, of=torch.bool)
+    slopes = empty(HEADS, of=torch.float32)
+    yield "causal", partial(_call, 64, dtype, window=(-1, 0))
+    yield "padding, dropout, softcap", partial(_call, 64, dtype, mask=padding, softcap=20.0, dropout_p=0.1)
+    yield "nothing", partial(_call, 128, dtype)
+    yield "bias, ALiBi, window", partial(_call, 96, dtype, mask=bias, slopes=slopes, window=(512, 512))
+    yield "bias, causal, dropout", partial(_call, 256, dtype, mask=bias, window=(-1, 0), dropout_p=0.1)
 
 
 def _call(
     head_dim: int,
     dtype: torch.dtype,
-    mask: torch.Tensor | None,
-    slopes: bool,
-    window: tuple[int, int],
-    softcap: float,
-    dropout_p: float,
+    mask: torch.Tensor | None = None,
+    slopes: torch.Tensor | None = None,
+    window: tuple[int, int] = (-1, -1),
+    softcap: float = 0.0,
+    dropout_p: float = 0.0,
 ) -> None:
-    batch, heads, kv_heads, tokens = 2, 8, 4, 4096
     query, key, value = (
-        torch.empty(batch, tokens, n, head_dim, dtype=dtype, device="meta").transpose(1, 2)
-        for n in (heads, kv_heads, kv_heads)
+        torch.empty(BATCH, TOKENS, heads, head_dim, dtype=dtype, device="meta").transpose(1, 2)
+        for heads in (HEADS, KV_HEADS, KV_HEADS)
     )
-    alibi_slopes = torch.empty(heads, device="meta") if slopes else None
     seed = torch.empty(1, dtype=torch.int64, device="meta") if dropout_p > 0.0 else None
-    args = (query, key, value, mask, alibi_slopes, seed)
+    args = (query, key, value, mask, slopes, seed)
     settings = (0.125, *window, 0, softcap, dropout_p)
     out, lse = attention.forward(*args, *settings)
+    mask_grad = mask is not None and mask.is_floating_point()
+    attention.backward(out, lse, *args, out, lse, *settings, mask_grad)
