@@ -31,8 +31,8 @@ from torch import Tensor
 from . import dropout
 from ._launch import launch
 from .attention_problem import Problem
-from .score import capped, placed
-from .sequence import first_row, head_of, sequence, visible
+from .score import capped, inside_tile, placed
+from .sequence import first_row, head_of, place, sequence, visible
 from .tile import load_rows, store_rows
 
 LARGE_LSE = tl.constexpr(16.0)  # beyond, lse's rounding is more than a few units in the last place of a weight
@@ -43,12 +43,12 @@ FEW_KEYS = tl.constexpr(128)  # rows of so few are gathered without asking
 def score_gradients(
     product,  # query . key
     received,  # grad_out . value
-    i,
-    j,
-    row_key,  # of dropout, or None
+    first_i,
+    first_j,
+    row_key,  # of each query, for dropout, or None; as top, shift and delta (queries, 1), or with KEYS_FIRST (1, queries)
     top,
     shift,
-    delta,  # of each query, shaped as i
+    delta,
     q_len,
     k_len,
     diagonal,
@@ -64,14 +64,15 @@ def score_gradients(
     threshold,
     inverse,
     SCALED: tl.constexpr,
+    KEYS_FIRST: tl.constexpr,
     EDGE: tl.constexpr,
 ):
-    """Of a tile that lies either way (score.py): w, g and u of the formulas above."""
+    """w, g and u of the formulas above, for a tile (score.py)."""
     t = capped(product, scale, softcap, SCALED)
     s = placed(
         t,
-        i,
-        j,
+        first_i,
+        first_j,
         q_len,
         k_len,
         diagonal,
@@ -81,13 +82,15 @@ def score_gradients(
         mask,
         stride_mask_query,
         stride_mask_key,
+        KEYS_FIRST,
         EDGE,
     )
     apart = s == float("-inf")  # takes no part, even in a row that holds NaN
     p = tl.where(apart, 0.0, tl.exp2((s - top) * factor + shift))
     w = p
     if row_key is not None:
-        kept = dropout.keep(row_key, j, threshold)
+        _, j = inside_tile(s.shape[0], s.shape[1], KEYS_FIRST)
+        kept = dropout.keep(row_key, first_j + j, threshold)
         w = tl.where(kept, p * inverse, 0.0)
         received = tl.where(kept, received * inverse, 0.0)
     g = tl.where(apart, 0.0, p * (received - delta))
@@ -163,17 +166,16 @@ def attention_backward_rows(
     QUERIES: tl.constexpr,
     KEYS: tl.constexpr,
 ):
-    block, h, b = tl.program_id(0) % blocks, tl.program_id(0) // blocks % heads, tl.program_id(0) // blocks // heads
+    block, h, b = place(tl.program_id(0), blocks, heads)
     batch, begin_q, begin_k, q_len, k_len, diagonal = sequence(cu_seqlens_q, cu_seqlens_k, b, q_len, k_len, diagonal)
-    if block * QUERIES >= q_len:
+    first = block * QUERIES
+    if first >= q_len:
         return
     row = first_row(batch, h, begin_q, heads, tokens_q)
-    grad_out = head_of(
-        grad_out, batch, h, begin_q, stride_grad_out_batch, stride_grad_out_head, stride_grad_out_token
-    )
+    grad_out = head_of(grad_out, batch, h, begin_q, stride_grad_out_batch, stride_grad_out_head, stride_grad_out_token)
     out = head_of(out, batch, h, begin_q, stride_out_batch, stride_out_head, stride_out_token)
 
-    i = block * QUERIES + tl.arange(0, QUERIES)
+    i = first + tl.arange(0, QUERIES)
     inside = i < q_len
     of_lse = tl.load(lse + row + i, mask=inside, other=float("-inf"))
     none = of_lse == float("-inf")
@@ -183,8 +185,8 @@ def attention_backward_rows(
     shift = tl.where(none, float("-inf"), of_lse * -1.4426950408889634)
     delta = tl.sum(do.to(tl.float32) * o.to(tl.float32), axis=1)
 
-    last = tl.minimum(block * QUERIES + QUERIES, q_len) - 1
-    lo, _, _, hi = visible(block * QUERIES, last, k_len, diagonal, window_left, window_right, KEYS)
+    last = tl.minimum(first + QUERIES, q_len) - 1
+    lo, _, _, hi = visible(first, last, k_len, diagonal, window_left, window_right, KEYS)
     large = tl.where(none, 0.0, tl.abs(of_lse)) > LARGE_LSE
     if (hi - lo <= FEW_KEYS) | (tl.max(large.to(tl.int32), axis=0) > 0):
         query = head_of(query, batch, h, begin_q, stride_query_batch, stride_query_head, stride_query_token)
@@ -209,8 +211,8 @@ def attention_backward_rows(
             s = capped(tl.dot(q, tl.trans(k), input_precision=PRECISION), scale, softcap, SCALED)
             s = placed(
                 s,
-                i[:, None],
-                j[None, :],
+                first,
+                start,
                 q_len,
                 k_len,
                 diagonal,
@@ -220,6 +222,7 @@ def attention_backward_rows(
                 mask,
                 stride_mask_query,
                 stride_mask_key,
+                False,
                 True,
             )
             received = tl.dot(do, tl.trans(v), input_precision=PRECISION)
@@ -247,7 +250,7 @@ def attention_backward_rows(
 @triton.jit
 def _walk_keys(
     grad,
-    i,
+    first,
     row_key,
     q,
     do,
@@ -295,8 +298,8 @@ def _walk_keys(
         _, _, u = score_gradients(
             product,
             received,
-            i[:, None],
-            j[None, :],
+            first,
+            start,
             row_key,
             top[:, None],
             shift[:, None],
@@ -316,6 +319,7 @@ def _walk_keys(
             threshold,
             inverse,
             SCALED,
+            False,
             EDGE,
         )
         grad = tl.dot(u.to(k.dtype), k, grad, input_precision=PRECISION)
@@ -385,19 +389,18 @@ def attention_backward_query(
     QUERIES: tl.constexpr,
     KEYS: tl.constexpr,
 ):
-    block, h, b = tl.program_id(0) % blocks, tl.program_id(0) // blocks % heads, tl.program_id(0) // blocks // heads
+    block, h, b = place(tl.program_id(0), blocks, heads)
     if window_right is not None:
         block = blocks - 1 - block
     batch, begin_q, begin_k, q_len, k_len, diagonal = sequence(cu_seqlens_q, cu_seqlens_k, b, q_len, k_len, diagonal)
-    if block * QUERIES >= q_len:
+    first = block * QUERIES
+    if first >= q_len:
         return
     row = first_row(batch, h, begin_q, heads, tokens_q)
     query = head_of(query, batch, h, begin_q, stride_query_batch, stride_query_head, stride_query_token)
     key = head_of(key, batch, h // group, begin_k, stride_key_batch, stride_key_head, stride_key_token)
     value = head_of(value, batch, h // group, begin_k, stride_value_batch, stride_value_head, stride_value_token)
-    grad_out = head_of(
-        grad_out, batch, h, begin_q, stride_grad_out_batch, stride_grad_out_head, stride_grad_out_token
-    )
+    grad_out = head_of(grad_out, batch, h, begin_q, stride_grad_out_batch, stride_grad_out_head, stride_grad_out_token)
     grad_query = head_of(grad_query, batch, h, begin_q, stride_grad_batch, stride_grad_head, stride_grad_token)
     slope = None
     if mask is not None:
@@ -405,7 +408,7 @@ def attention_backward_query(
     if alibi_slopes is not None:
         slope = tl.load(alibi_slopes + b * stride_slope_batch + h * stride_slope_head)
 
-    i = block * QUERIES + tl.arange(0, QUERIES)
+    i = first + tl.arange(0, QUERIES)
     row_key = None
     if seed is not None:
         row_key = dropout.row_key(tl.load(seed), row + i)[:, None]
@@ -416,12 +419,12 @@ def attention_backward_query(
     do = load_rows(grad_out, i, q_len, stride_grad_out_token, stride_grad_out_dim, VALUE_DIM, VALUE_TILE)
     grad = tl.zeros((QUERIES, HEAD_TILE), tl.float32)
 
-    last = tl.minimum(block * QUERIES + QUERIES, q_len) - 1
-    lo, inner, outer, hi = visible(block * QUERIES, last, k_len, diagonal, window_left, window_right, KEYS)
+    last = tl.minimum(first + QUERIES, q_len) - 1
+    lo, inner, outer, hi = visible(first, last, k_len, diagonal, window_left, window_right, KEYS)
     if window_left is not None:
         grad = _walk_keys(
             grad,
-            i,
+            first,
             row_key,
             q,
             do,
@@ -461,7 +464,7 @@ def attention_backward_query(
         )
     grad = _walk_keys(
         grad,
-        i,
+        first,
         row_key,
         q,
         do,
@@ -501,7 +504,7 @@ def attention_backward_query(
     )
     grad = _walk_keys(
         grad,
-        i,
+        first,
         row_key,
         q,
         do,
@@ -546,7 +549,7 @@ def attention_backward_query(
 def _walk_queries(
     grad_k,
     grad_v,
-    j,
+    first,
     row,
     k,
     v,
@@ -584,7 +587,7 @@ def _walk_queries(
     QUERIES: tl.constexpr,
     EDGE: tl.constexpr,
 ):
-    """Adds u^T . query and w^T . grad_out of the blocks of queries that begin in [lo, hi). Tiles lie with keys along their rows."""
+    """Adds u^T . query and w^T . grad_out of the blocks of queries that begin in [lo, hi), with keys along the tiles' rows."""
     for start in range(lo, hi, QUERIES):
         i = start + tl.arange(0, QUERIES)
         q = load_rows(query, i, q_len, stride_query_token, stride_query_dim, HEAD_DIM, HEAD_TILE)
@@ -600,8 +603,8 @@ def _walk_queries(
         w, _, u = score_gradients(
             product,
             received,
-            i[None, :],
-            j[:, None],
+            start,
+            first,
             row_key,
             top[None, :],
             shift[None, :],
@@ -621,6 +624,7 @@ def _walk_queries(
             threshold,
             inverse,
             SCALED,
+            True,
             EDGE,
         )
         grad_v = tl.dot(w.to(do.dtype), do, grad_v, input_precision=PRECISION)
@@ -698,13 +702,10 @@ def attention_backward_key(
     KEYS: tl.constexpr,
 ):
     # Under a causal mask a head's first keys are seen by the most queries.
-    block, shared, b = (
-        tl.program_id(0) % blocks,
-        tl.program_id(0) // blocks % kv_heads,
-        tl.program_id(0) // blocks // kv_heads,
-    )
+    block, shared, b = place(tl.program_id(0), blocks, kv_heads)
     batch, begin_q, begin_k, q_len, k_len, diagonal = sequence(cu_seqlens_q, cu_seqlens_k, b, q_len, k_len, diagonal)
-    if block * KEYS >= k_len:
+    first = block * KEYS
+    if first >= k_len:
         return
     key = head_of(key, batch, shared, begin_k, stride_key_batch, stride_key_head, stride_key_token)
     value = head_of(value, batch, shared, begin_k, stride_value_batch, stride_value_head, stride_value_token)
@@ -715,15 +716,15 @@ def attention_backward_key(
         grad_value, batch, shared, begin_k, stride_grad_value_batch, stride_grad_value_head, stride_grad_value_token
     )
 
-    j = block * KEYS + tl.arange(0, KEYS)
+    j = first + tl.arange(0, KEYS)
     k = load_rows(key, j, k_len, stride_key_token, stride_key_dim, HEAD_DIM, HEAD_TILE)
     v = load_rows(value, j, k_len, stride_value_token, stride_value_dim, VALUE_DIM, VALUE_TILE)
     grad_k = tl.zeros((KEYS, HEAD_TILE), tl.float32)
     grad_v = tl.zeros((KEYS, VALUE_TILE), tl.float32)
 
     # A key sees the queries as a query the keys, with the sides exchanged. What lies past the last key is not stored.
-    last = tl.minimum(block * KEYS + KEYS, k_len) - 1
-    lo, inner, outer, hi = visible(block * KEYS, last, q_len, -diagonal, window_right, window_left, QUERIES)
+    last = tl.minimum(first + KEYS, k_len) - 1
+    lo, inner, outer, hi = visible(first, last, q_len, -diagonal, window_right, window_left, QUERIES)
     if window_left is None:
         outer = hi
     for member in range(group):
@@ -743,7 +744,7 @@ def attention_backward_key(
             grad_k, grad_v = _walk_queries(
                 grad_k,
                 grad_v,
-                j,
+                first,
                 row,
                 k,
                 v,
@@ -784,7 +785,7 @@ def attention_backward_key(
         grad_k, grad_v = _walk_queries(
             grad_k,
             grad_v,
-            j,
+            first,
             row,
             k,
             v,
@@ -826,7 +827,7 @@ def attention_backward_key(
             grad_k, grad_v = _walk_queries(
                 grad_k,
                 grad_v,
-                j,
+                first,
                 row,
                 k,
                 v,
@@ -864,12 +865,8 @@ def attention_backward_key(
                 QUERIES,
                 True,
             )
-    store_rows(
-        grad_key, grad_k * scale, j, k_len, stride_grad_key_token, stride_grad_key_dim, HEAD_DIM, HEAD_TILE
-    )
-    store_rows(
-        grad_value, grad_v, j, k_len, stride_grad_value_token, stride_grad_value_dim, VALUE_DIM, VALUE_TILE
-    )
+    store_rows(grad_key, grad_k * scale, j, k_len, stride_grad_key_token, stride_grad_key_dim, HEAD_DIM, HEAD_TILE)
+    store_rows(grad_value, grad_v, j, k_len, stride_grad_value_token, stride_grad_value_dim, VALUE_DIM, VALUE_TILE)
 
 
 def backward(

@@ -27,7 +27,7 @@ from . import dropout
 from ._launch import launch
 from .attention_problem import Problem
 from .score import capped, placed
-from .sequence import first_row, head_of, sequence, visible
+from .sequence import first_row, head_of, place, sequence, visible
 from .tile import load_rows, store_rows
 
 
@@ -37,7 +37,7 @@ def _attend(
     total,
     top,
     q,
-    i,
+    first,
     row_key,
     lo,
     hi,
@@ -77,8 +77,8 @@ def _attend(
         s = capped(tl.dot(q, tl.trans(k), input_precision=PRECISION), scale, softcap, SCALED)
         s = placed(
             s,
-            i[:, None],
-            j[None, :],
+            first,
+            start,
             q_len,
             k_len,
             diagonal,
@@ -88,6 +88,7 @@ def _attend(
             mask,
             stride_mask_query,
             stride_mask_key,
+            False,
             EDGE,
         )
         higher = tl.maximum(top, tl.max(s, axis=1))
@@ -160,11 +161,12 @@ def attention_forward(
     QUERIES: tl.constexpr,
     KEYS: tl.constexpr,
 ):
-    block, h, b = tl.program_id(0) % blocks, tl.program_id(0) // blocks % heads, tl.program_id(0) // blocks // heads
+    block, h, b = place(tl.program_id(0), blocks, heads)
     if window_right is not None:
         block = blocks - 1 - block
     batch, begin_q, begin_k, q_len, k_len, diagonal = sequence(cu_seqlens_q, cu_seqlens_k, b, q_len, k_len, diagonal)
-    if block * QUERIES >= q_len:
+    first = block * QUERIES
+    if first >= q_len:
         return
     row = first_row(batch, h, begin_q, heads, tokens_q)
     query = head_of(query, batch, h, begin_q, stride_query_batch, stride_query_head, stride_query_token)
@@ -177,7 +179,7 @@ def attention_forward(
     if alibi_slopes is not None:
         slope = tl.load(alibi_slopes + b * stride_slope_batch + h * stride_slope_head)
 
-    i = block * QUERIES + tl.arange(0, QUERIES)
+    i = first + tl.arange(0, QUERIES)
     row_key = None
     if seed is not None:
         row_key = dropout.row_key(tl.load(seed), row + i)
@@ -186,15 +188,15 @@ def attention_forward(
     total = tl.zeros((QUERIES,), tl.float32)
     top = tl.full((QUERIES,), float("-inf"), tl.float32)
 
-    last = tl.minimum(block * QUERIES + QUERIES, q_len) - 1
-    lo, inner, outer, hi = visible(block * QUERIES, last, k_len, diagonal, window_left, window_right, KEYS)
+    last = tl.minimum(first + QUERIES, q_len) - 1
+    lo, inner, outer, hi = visible(first, last, k_len, diagonal, window_left, window_right, KEYS)
     if window_left is not None:
         acc, total, top = _attend(
             acc,
             total,
             top,
             q,
-            i,
+            first,
             row_key,
             lo,
             inner,
@@ -232,7 +234,7 @@ def attention_forward(
         total,
         top,
         q,
-        i,
+        first,
         row_key,
         inner,
         outer,
@@ -270,7 +272,7 @@ def attention_forward(
         total,
         top,
         q,
-        i,
+        first,
         row_key,
         outer,
         hi,

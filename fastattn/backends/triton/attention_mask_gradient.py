@@ -110,9 +110,7 @@ def attention_mask_gradient(
         block = block_q + term % blocks_summed
         h = mask_h + term // blocks_summed % heads_summed
         b = mask_b + term // blocks_summed // heads_summed
-        batch, begin_q, begin_k, queries, keys, offset = sequence(
-            cu_seqlens_q, cu_seqlens_k, b, q_len, k_len, diagonal
-        )
+        batch, begin_q, begin_k, queries, keys, offset = sequence(cu_seqlens_q, cu_seqlens_k, b, q_len, k_len, diagonal)
         # Whether the tile has anything of the band.
         low, high = block * QUERIES + offset, tl.minimum(block * QUERIES + QUERIES, queries) - 1 + offset
         seen = (block * QUERIES < queries) & (block_k * KEYS < keys)
@@ -150,8 +148,8 @@ def attention_mask_gradient(
             _, g, _ = score_gradients(
                 product,
                 received,
-                i[:, None],
-                j[None, :],
+                block * QUERIES,
+                block_k * KEYS,
                 row_key,
                 top[:, None],
                 shift[:, None],
@@ -171,6 +169,7 @@ def attention_mask_gradient(
                 threshold,
                 inverse,
                 SCALED,
+                False,
                 True,
             )
             total += g

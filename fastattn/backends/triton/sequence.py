@@ -5,6 +5,12 @@ import triton.language as tl
 
 
 @triton.jit
+def place(program, blocks, heads):
+    """Its block, head and sequence: the blocks of a head come one after the other, so that its keys stay in the L2 cache."""
+    return program % blocks, program // blocks % heads, program // blocks // heads
+
+
+@triton.jit
 def sequence(cu_seqlens_q, cu_seqlens_k, b, q_len, k_len, diagonal):
     """Sequence b: its index along the tensors' batch, its first query and key there, its numbers of them, its diagonal.
 
@@ -41,7 +47,7 @@ def first_row(batch, head, begin_q, heads, tokens_q):
 
 @triton.jit
 def visible(first, last, length, diagonal, before, after, BLOCK: tl.constexpr):
-    """Which of `length` positions the positions first … last see: those from first + diagonal - before to last + diagonal + after.
+    """What first … last see of `length` positions: those from first + diagonal - before to last + diagonal + after.
 
     Returns lo, inner, outer, hi: the blocks that begin in [lo, inner) and [outer, hi) cross an edge of the band or the end of
     the sequence, those in [inner, outer) are seen whole by all. lo, inner and outer are multiples of BLOCK, unless the ranges

@@ -18,10 +18,14 @@ def calls(dtype: torch.dtype) -> Iterator[tuple[str, Callable[[], object]]]:
     padding = empty(BATCH, 1, 1, TOKENS, of=torch.bool)
     slopes = empty(HEADS, of=torch.float32)
     yield "causal", partial(_call, 64, dtype, window=(-1, 0))
-    yield "padding, dropout, softcap", partial(_call, 64, dtype, mask=padding, softcap=20.0, dropout_p=0.1)
     yield "nothing", partial(_call, 128, dtype)
-    yield "bias, ALiBi, window", partial(_call, 96, dtype, mask=bias, slopes=slopes, window=(512, 512))
-    yield "bias, causal, dropout", partial(_call, 256, dtype, mask=bias, window=(-1, 0), dropout_p=0.1)
+    yield (
+        "padding, softcap, ALiBi, window",
+        partial(_call, 80, dtype, mask=padding, slopes=slopes, softcap=20.0, window=(512, 512)),
+    )
+    yield "bias, dropout", partial(_call, 128, dtype, mask=bias, dropout_p=0.1)
+    yield "causal, wide", partial(_call, 256, dtype, window=(-1, 0))
+    yield "bias, dropout, wide", partial(_call, 256, dtype, mask=bias, dropout_p=0.1)
 
 
 def _call(
