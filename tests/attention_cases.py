@@ -100,12 +100,18 @@ def _heads(draw: st.DrawFn) -> tuple[int, int]:
 
 
 @st.composite
-def attention_cases(draw: st.DrawFn) -> AttentionCase:
+def attention_cases(
+    draw: st.DrawFn,
+    dtypes: Sequence[torch.dtype] = DTYPES,
+    lengths: st.SearchStrategy[int] = LENGTHS,
+    head_dims: st.SearchStrategy[int] = HEAD_DIMS,
+    most_scores: int = MOST_SCORES,
+) -> AttentionCase:
     """For `fastattn.attention`."""
-    d = _drawing(draw)
+    d = _drawing(draw, dtypes)
     heads, kv_heads = _heads(draw)
-    q, k, head_dim, value_dim = draw(LENGTHS), draw(LENGTHS), draw(HEAD_DIMS), draw(HEAD_DIMS)
-    fits = max(1, MOST_SCORES // max(heads * q * k, 1))
+    q, k, head_dim, value_dim = draw(lengths), draw(lengths), draw(head_dims), draw(head_dims)
+    fits = max(1, most_scores // max(heads * q * k, 1))
     batch = min(fits, draw(st.sampled_from((2, 1, 3, 0))))
     causal = draw(st.integers(0, 3)) == 0
     magnitude = draw(st.sampled_from((1.0, 1.0, 6.0)))
@@ -118,20 +124,26 @@ def attention_cases(draw: st.DrawFn) -> AttentionCase:
 
 
 @st.composite
-def varlen_cases(draw: st.DrawFn) -> AttentionCase:
+def varlen_cases(
+    draw: st.DrawFn,
+    dtypes: Sequence[torch.dtype] = DTYPES,
+    lengths: st.SearchStrategy[int] = LENGTHS,
+    head_dims: st.SearchStrategy[int] = HEAD_DIMS,
+    most_sequences: int = 5,
+) -> AttentionCase:
     """For `fastattn.attention_varlen`; sequences may be empty."""
-    d = _drawing(draw)
+    d = _drawing(draw, dtypes)
     heads, kv_heads = _heads(draw)
-    lengths = draw(st.lists(st.tuples(LENGTHS, LENGTHS), max_size=5))
-    q_lens, k_lens = [q for q, _ in lengths], [k for _, k in lengths]
+    pairs = draw(st.lists(st.tuples(lengths, lengths), max_size=most_sequences))
+    q_lens, k_lens = [q for q, _ in pairs], [k for _, k in pairs]
     cu_q, cu_k = (torch.tensor([0, *lens]).cumsum(0).to(torch.int32) for lens in (q_lens, k_lens))
     max_q, max_k = max(q_lens, default=0), max(k_lens, default=0) + draw(st.integers(0, 2))
-    head_dim, value_dim = draw(HEAD_DIMS), draw(HEAD_DIMS)
+    head_dim, value_dim = draw(head_dims), draw(head_dims)
     query = d.normal(sum(q_lens), heads, head_dim)
     key, value = d.normal(sum(k_lens), kv_heads, head_dim), d.normal(sum(k_lens), kv_heads, value_dim)
     causal = draw(st.booleans())
-    options = d.options(len(lengths), heads, causal)
-    options |= {"attn_mask": d.mask(len(lengths), heads, max_q, max_k), "dropout_p": d.dropout_p()}
+    options = d.options(len(pairs), heads, causal)
+    options |= {"attn_mask": d.mask(len(pairs), heads, max_q, max_k), "dropout_p": d.dropout_p()}
     return AttentionCase((query, key, value, cu_q, cu_k, max_q, max_k), options | {"is_causal": causal})
 
 
