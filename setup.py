@@ -1,11 +1,17 @@
-"""Builds the extension module fastattn._C from csrc/ with pybind11 and ninja; torch is not needed to build.
+"""Builds the extension modules from csrc/ with pybind11 and ninja; torch is not needed to build.
 
-Every file of csrc/cpu that holds a kernel is compiled once per instruction set (docs/architecture.md, "csrc"); new files
-are found by their place. Without a working compiler the package installs all the same, without its CPU backend.
+    fastattn._C               csrc/cpu: every file that holds a kernel once per instruction set
+    fastattn._cuda            csrc/cuda, where nvcc is found
+    fastattn._cuda_emulated   csrc/cuda over tests/cuda_emulator, for tests (FASTATTN_BUILD_EMULATED)
+
+New files are found by their place. What cannot be built is left out of the installation, which says so.
 
 Environment:
     FASTATTN_CPU_ISAS=avx2,portable   the instruction sets to build; all that the machine's architecture has by default
-    FASTATTN_BUILD_EMULATED=1         also builds the AVX-512 code paths for machines that have AVX2 only (for tests)
+    FASTATTN_BUILD_EMULATED=1         also builds the AVX-512 code paths for machines that have AVX2 only, and the CUDA kernels for
+                                      machines without a GPU (for tests)
+    FASTATTN_CUDA_ARCHS=80,90a        the GPU generations to build for (80, 90a, 100a as far as nvcc knows them); none: no CUDA
+    CUDA_HOME                         where nvcc is, if not on the PATH
     FASTATTN_SANITIZE=1               builds with AddressSanitizer and UndefinedBehaviorSanitizer
     CXX, CXXFLAGS, MAX_JOBS           the compiler, flags added to every file, how many files to compile at once
 """
@@ -98,14 +104,64 @@ def write_if_changed(path: Path, text: str) -> None:
         path.write_text(text)
 
 
-def ninja_file(compiler: list[str], isas: list[Isa], build_dir: Path, output: Path) -> str:
-    """The text of build.ninja: each kernel file once per instruction set, all else once, then the link."""
-    import pybind11
+class NinjaFile:
+    """The text of a build.ninja that compiles files, each with flags of its own, and links them."""
 
+    def __init__(self, build_dir: Path, cxx: list[str], cflags: list[str]) -> None:
+        import pybind11
+
+        python_headers = sorted({sysconfig.get_path(name) for name in ("include", "platinclude")})
+        self.binding_flags = ["-O1", *(f"-I{path}" for path in (*python_headers, pybind11.get_include()))]
+        self._dir, self._objects = build_dir, list[Path]()
+        self._lines = ["ninja_required_version = 1.5"]
+        self.compiler("cxx", [*cxx, *cflags, *shlex.split(os.environ.get("CXXFLAGS", ""))])
+
+    def compiler(self, name: str, command: list[str]) -> None:
+        """A rule by which files are compiled: a command that takes gcc's -M and -c."""
+        self._lines += [
+            f"rule {name}",
+            f"  command = {self._command(command)} $flags -MMD -MF $out.d -c $in -o $out",
+            "  depfile = $out.d",
+            "  deps = gcc",
+            "  description = compile $out",
+        ]
+
+    def compile(self, source: Path, folder: str, flags: list[str], compiler: str = "cxx") -> None:
+        target = self._dir / folder / f"{source.stem}.o"
+        self._lines += [f"build {_escape(target)}: {compiler} {_escape(source)}", f"  flags = {self._command(flags)}"]
+        self._objects.append(target)
+
+    def link(self, command: list[str], flags: list[str], output: Path) -> str:
+        """The whole text; what was compiled becomes `output`."""
+        self._lines += [
+            "rule link",
+            f"  command = {self._command(command)} $in -o $out {self._command(flags)}",
+            "  description = link $out",
+            f"build {_escape(output)}: link {' '.join(map(_escape, self._objects))}",
+            f"default {_escape(output)}",
+        ]
+        return "\n".join(self._lines) + "\n"
+
+    @staticmethod
+    def _command(words: list[str]) -> str:
+        return shlex.join(words).replace("$", "$$")
+
+
+def _escape(path: Path) -> str:
+    return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
+
+
+_CFLAGS = ["-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-psabi", "-Wno-unknown-pragmas"]
+
+
+def cpu_ninja_file(build_dir: Path, output: Path) -> str:
+    """fastattn._C: each kernel file once per instruction set, all else once, then the link."""
+    compiler, isas = find_compiler(), selected_isas()
+    list_of_isas = " ".join(f"X({isa.name})" for isa in isas)
+    write_if_changed(build_dir / "built_isas.h", f"#define FASTATTN_FOR_EACH_ISA(X) {list_of_isas}\n")
     macos = sys.platform == "darwin"
     sanitize = os.environ.get("FASTATTN_SANITIZE", "0") not in ("", "0")
-    cflags = ["-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-psabi", "-Wno-unknown-pragmas"]
-    cflags += ["-O1", "-g1", "-fno-omit-frame-pointer"] if sanitize else [*_OPTIMISE, "-DNDEBUG"]
+    cflags = [*_CFLAGS, *(["-O1", "-g1", "-fno-omit-frame-pointer"] if sanitize else [*_OPTIMISE, "-DNDEBUG"])]
     kernel_flags = ["-fno-math-errno", "-fno-trapping-math"]  # no kernel reads errno or the floating-point flags
     ldflags = ["-bundle", "-undefined", "dynamic_lookup"] if macos else ["-shared", "-Wl,-z,now"]
     if not macos:
@@ -116,50 +172,82 @@ def ninja_file(compiler: list[str], isas: list[Isa], build_dir: Path, output: Pa
         sanitizers = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
         cflags += sanitizers
         ldflags += sanitizers
-    cflags += shlex.split(os.environ.get("CXXFLAGS", ""))
-    python_headers = sorted({sysconfig.get_path(name) for name in ("include", "platinclude")})
-    binding_flags = [f"-I{path}" for path in (*python_headers, pybind11.get_include())]
-
-    def escape(path: Path) -> str:
-        return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
-
-    def command(words: list[str]) -> str:
-        return shlex.join(words).replace("$", "$$")
-
-    includes = [f"-I{build_dir}", f"-I{ROOT}/csrc"]
-    lines = [
-        "ninja_required_version = 1.5",
-        f"cxx = {command(compiler)}",
-        f"cflags = {command([*cflags, *includes])}",
-        "rule compile",
-        "  command = $cxx $cflags $flags -MMD -MF $out.d -c $in -o $out",
-        "  depfile = $out.d",
-        "  deps = gcc",
-        "  description = compile $out",
-        "rule link",
-        f"  command = $cxx $in -o $out {command(ldflags)}",
-        "  description = link $out",
-    ]
-    objects: list[Path] = []
-
-    def compile_file(source: Path, folder: str, flags: list[str]) -> None:
-        target = build_dir / folder / f"{source.stem}.o"
-        lines.append(f"build {escape(target)}: compile {escape(source)}\n  flags = {command(flags)}")
-        objects.append(target)
-
+    ninja = NinjaFile(build_dir, compiler, [*cflags, f"-I{build_dir}", f"-I{ROOT}/csrc"])
     kernels = sorted(path for path in (ROOT / "csrc/cpu").glob("*.cpp") if path.name not in _WITHOUT_KERNELS)
     for isa in isas:
         for source in kernels:
-            compile_file(source, isa.name, [*isa.compile_flags, *kernel_flags])
+            ninja.compile(source, isa.name, [*isa.compile_flags, *kernel_flags])
     for name in _WITHOUT_KERNELS:
-        compile_file(ROOT / "csrc/cpu" / name, "common", [])
+        ninja.compile(ROOT / "csrc/cpu" / name, "common", [])
     # The bindings as one file: pybind11's headers take ten times as long to compile as one of them.
     includes_of_all = "".join(f'#include "{source.name}"\n' for source in sorted((ROOT / "csrc").glob("bindings*.cpp")))
     write_if_changed(build_dir / "all_bindings.cpp", includes_of_all)
-    compile_file(build_dir / "all_bindings.cpp", "common", ["-O1", *binding_flags])
-    lines.append(f"build {escape(output)}: link {' '.join(map(escape, objects))}")
-    lines.append(f"default {escape(output)}")
-    return "\n".join(lines) + "\n"
+    ninja.compile(build_dir / "all_bindings.cpp", "common", ninja.binding_flags)
+    return ninja.link(compiler, ldflags, output)
+
+
+def cuda_ninja_file(build_dir: Path, output: Path) -> str:
+    """fastattn._cuda: the kernels by nvcc, with machine code for each generation and PTX for those to come."""
+    compiler, nvcc = find_compiler(), find_nvcc()
+    archs = cuda_archs(nvcc)
+    ninja = NinjaFile(build_dir, compiler, [*_CFLAGS, "-DFASTATTN_CUDA_MODULE=_cuda"])
+    generations = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
+    generations.append("-gencode=arch=compute_80,code=compute_80")
+    host = ["-ccbin", compiler[-1], "-Xcompiler", "-fPIC,-fvisibility=hidden"]
+    ninja.compiler("nvcc", [nvcc, "-std=c++17", "-O3", "--threads", "2", *generations, *host])
+    for source in sorted((ROOT / "csrc/cuda").glob("*.cu")):
+        ninja.compile(source, "cuda", [], "nvcc")
+    ninja.compile(ROOT / "csrc/cuda/bindings.cpp", "cuda", ninja.binding_flags)
+    return ninja.link([nvcc, "-shared", "-ccbin", compiler[-1]], [], output)
+
+
+def emulated_ninja_file(build_dir: Path, output: Path) -> str:
+    """fastattn._cuda_emulated: the same kernels as C++, over the emulation of a GPU's blocks."""
+    compiler = find_compiler()
+    ninja = NinjaFile(build_dir, compiler, [*_CFLAGS, "-DFASTATTN_CUDA_MODULE=_cuda_emulated"])
+    flags = ["-O1", "-x", "c++", "-DFASTATTN_CUDA_EMULATED", f"-I{ROOT}/tests/cuda_emulator"]
+    for source in sorted((ROOT / "csrc/cuda").glob("*.cu")):
+        ninja.compile(source, "emulated", flags)
+    ninja.compile(ROOT / "csrc/cuda/bindings.cpp", "emulated", ninja.binding_flags)
+    return ninja.link(compiler, ["-shared"], output)
+
+
+def find_nvcc() -> str:
+    """CUDA's compiler."""
+    home = os.environ.get("CUDA_HOME")
+    nvcc = shutil.which("nvcc", path=f"{home}/bin") if home else shutil.which("nvcc")
+    if nvcc is None:
+        raise BuildError("nvcc was not found on the PATH or in CUDA_HOME")
+    return nvcc
+
+
+def cuda_archs(nvcc: str) -> list[str]:
+    """The generations to build for: those asked for, or those of ours that this nvcc knows."""
+    asked = os.environ.get("FASTATTN_CUDA_ARCHS", "")
+    if asked:
+        return [name.strip() for name in asked.split(",")]
+    known = subprocess.run([nvcc, "--list-gpu-code"], capture_output=True, text=True, check=True).stdout.split()
+    return [arch for arch in ("80", "90a", "100a") if f"sm_{arch.rstrip('a')}" in known]
+
+
+EXTENSIONS = {
+    "fastattn._C": cpu_ninja_file,
+    "fastattn._cuda": cuda_ninja_file,
+    "fastattn._cuda_emulated": emulated_ninja_file,
+}
+
+
+def extensions() -> list[Extension]:
+    """What to build here. Optional: an editable install then does not ask for a file that could not be built."""
+    names = ["fastattn._C"]
+    if sys.platform == "linux":
+        if os.environ.get("FASTATTN_CUDA_ARCHS", "") != "none" and (
+            os.environ.get("CUDA_HOME") or shutil.which("nvcc")
+        ):
+            names.append("fastattn._cuda")
+        if os.environ.get("FASTATTN_BUILD_EMULATED", "0") not in ("", "0"):
+            names.append("fastattn._cuda_emulated")
+    return [Extension(name, sources=[], optional=True) for name in names]
 
 
 class NinjaBuildExt(build_ext):
@@ -172,23 +260,25 @@ class NinjaBuildExt(build_ext):
     def build_extension(self, ext: Extension) -> None:
         output = Path(self.get_ext_fullpath(ext.name)).resolve()
         note = Path(self.build_lib).resolve() / NOTE
+        kernels = "CPU" if ext.name == "fastattn._C" else "CUDA"
         try:
-            self._build(output)
+            self._build(ext.name, output)
         except BuildError as error:
             output.unlink(missing_ok=True)
             if self.asked_for_alone:
                 sys.exit(f"fastattn: {error}")
-            note.parent.mkdir(parents=True, exist_ok=True)
-            note.write_text(f"{error}\n")
-            message = [
-                "fastattn: the CPU backend was NOT built:",
-                f"    {error}",
-                "The package works all the same, in plain torch. For the fast kernels install a C++17 compiler (g++ 11",
-                "or newer, or clang++) and Python's headers, and install fastattn again.",
-            ]
+            message = [f"fastattn: the {kernels} backend was NOT built:", f"    {error}"]
+            if kernels == "CPU":
+                note.parent.mkdir(parents=True, exist_ok=True)
+                note.write_text(f"{error}\n")
+                message += [
+                    "The package works all the same, in plain torch. For the fast kernels install a C++17 compiler (g++ 11",
+                    "or newer, or clang++) and Python's headers, and install fastattn again.",
+                ]
             print("\n".join(["*" * 100, *message, "*" * 100]), file=sys.stderr, flush=True)
         else:
-            note.unlink(missing_ok=True)
+            if kernels == "CPU":
+                note.unlink(missing_ok=True)
 
     def copy_extensions_to_source(self) -> None:
         """For builds in place: also brings the note why there is no extension, and takes stale files away."""
@@ -203,9 +293,7 @@ class NinjaBuildExt(build_ext):
         else:
             (ROOT / NOTE).unlink(missing_ok=True)
 
-    def _build(self, output: Path) -> None:
-        compiler = find_compiler()
-        isas = selected_isas()
+    def _build(self, name: str, output: Path) -> None:
         try:
             import ninja
         except ImportError:
@@ -214,24 +302,19 @@ class NinjaBuildExt(build_ext):
             program = str(Path(ninja.BIN_DIR) / "ninja")
         if program is None:
             raise BuildError("ninja was not found; pip install ninja")
-        build_dir = Path(self.build_temp).resolve()
-        list_of_isas = " ".join(f"X({isa.name})" for isa in isas)
-        write_if_changed(build_dir / "built_isas.h", f"#define FASTATTN_FOR_EACH_ISA(X) {list_of_isas}\n")
-        write_if_changed(build_dir / "build.ninja", ninja_file(compiler, isas, build_dir, output))
+        # The CPU's objects keep their place at the top.
+        build_dir = Path(self.build_temp).resolve() / ("" if name == "fastattn._C" else name)
+        write_if_changed(build_dir / "build.ninja", EXTENSIONS[name](build_dir, output))
         output.parent.mkdir(parents=True, exist_ok=True)
         jobs = ["-j", os.environ["MAX_JOBS"]] if os.environ.get("MAX_JOBS") else []
         result = subprocess.run([program, "-C", str(build_dir), *jobs], stdout=subprocess.PIPE, text=True)
         print(result.stdout, end="", flush=True)
         if result.returncode != 0:
             errors = [line for line in result.stdout.splitlines() if "error" in line.lower()]
-            raise BuildError(f"{shlex.join(compiler)} failed: {errors[0] if errors else 'see the output above'}")
+            raise BuildError(f"the build of {name} failed: {errors[0] if errors else 'see the output above'}")
 
     def get_outputs(self) -> list[str]:
         return [path for path in super().get_outputs() if Path(path).exists()]
 
 
-setup(
-    # Optional: an editable install then does not ask for a file that could not be built.
-    ext_modules=[Extension("fastattn._C", sources=[], optional=True)],
-    cmdclass={"build_ext": NinjaBuildExt},
-)
+setup(ext_modules=extensions(), cmdclass={"build_ext": NinjaBuildExt})

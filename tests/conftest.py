@@ -3,19 +3,25 @@
 FASTATTN_TEST_EXAMPLES=n draws n examples in every hypothesis test: few for slow builds (sanitize.sh), many to look for bugs.
 FASTATTN_TEST_ISAS=a,b   runs the tests of kernels for these instruction sets alone.
 
-Without a GPU the Triton kernels run in Triton's interpreter, which has to be asked for before fastattn is imported.
+Without a GPU the Triton kernels run in Triton's interpreter and the CUDA kernels in an emulation, where that was built; both have
+to be asked for before fastattn is imported.
 """
 
 import importlib.util
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import hypothesis
 import pytest
 import torch
 
-if importlib.util.find_spec("triton") is not None and not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"
+if not torch.cuda.is_available():
+    if importlib.util.find_spec("triton") is not None:
+        os.environ["TRITON_INTERPRET"] = "1"
+    package = importlib.util.find_spec("fastattn")
+    if package is not None and any(Path(package.submodule_search_locations[0]).glob("_cuda_emulated.*")):
+        os.environ["FASTATTN_CUDA_EMULATED"] = "1"
 
 from fastattn.backends.cpu import _native
 

@@ -65,7 +65,7 @@ def test_unknown_names_are_errors_that_list_the_known_ones() -> None:
     with pytest.raises(ValueError, match="there is no op 'attentoin'; choose one of attention, "):
         fastattn.explain("attentoin", torch.ones(1))
     with (
-        pytest.raises(ValueError, match="there is no backend 'gpu'; choose one of 'cpu', 'triton', 'eager'"),
+        pytest.raises(ValueError, match="there is no backend 'gpu'; choose one of 'cpu', 'cuda', 'triton', 'eager'"),
         fastattn.use_backend("gpu"),
     ):
         pass

@@ -14,6 +14,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from ..backends import triton
+from ..backends.cuda import binary
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -67,12 +68,21 @@ def kernels(ops: list[str], chips: list[str], dtypes: list[str], json_file: Path
         raise RuntimeError(triton.reason)
     entries = _compile([Job(op, chip, dtype) for dtype in dtypes for chip in chips for op in ops])
     console = Console()
-    # A table in a file or a pipe has no terminal's width to keep to.
-    Console(width=None if console.is_terminal else 200).print(_table(entries))
+    if not console.is_terminal:  # a file or a pipe has no width to keep to
+        console.width = 200
+    console.print(_table(entries))
+    faults = [fault for entry in entries for fault in entry["faults"]]
+    try:
+        built = binary.built()
+    except FileNotFoundError as error:
+        console.print(f"No CUDA kernels: {error}", highlight=False)
+    else:
+        console.print(_built_table(built))
+        faults += [fault for kernel in built for fault in kernel.faults]
     if json_file is not None:
         json_file.parent.mkdir(parents=True, exist_ok=True)
         json_file.write_text(json.dumps(entries, indent=1) + "\n")
-    return not any(entry["faults"] for entry in entries)
+    return not faults
 
 
 def _compile(jobs: list[Job]) -> list[dict[str, Any]]:
@@ -106,4 +116,18 @@ def _table(entries: list[dict[str, Any]]) -> Table:
             entry["matrix"],
             "kept" if not entry["faults"] else f"[red]{'; '.join(entry['faults'])} ({entry['call']})[/red]",
         )
+    return table
+
+
+def _built_table(built: list[binary.Built]) -> Table:
+    table = Table(title="CUDA kernels, as built", title_justify="left")
+    for name in ("kernel", "variant", "chip"):
+        table.add_column(name)
+    for name in ("threads", "registers", "spilled", "shared"):
+        table.add_column(name, justify="right")
+    table.add_column("budget")
+    for kernel in built:
+        sizes = (kernel.threads, kernel.registers, kernel.spills, kernel.shared)
+        budget = "kept" if not kernel.faults else f"[red]{'; '.join(kernel.faults)}[/red]"
+        table.add_row(kernel.kernel, kernel.variant, kernel.chip, *map(str, sizes), budget)
     return table

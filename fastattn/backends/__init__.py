@@ -8,7 +8,7 @@ import importlib
 import pkgutil
 from types import ModuleType
 
-from . import cpu, eager, triton
+from . import cpu, cuda, eager, triton
 
 OPS = (
     "attention",
@@ -33,7 +33,10 @@ def _ops_of(package: ModuleType) -> dict[str, ModuleType]:
 
 BACKENDS: dict[str, dict[str, ModuleType]] = {
     "cpu": _ops_of(cpu),
+    "cuda": {} if cuda.reason is not None else _ops_of(cuda),
     "triton": {} if triton.reason is not None else _ops_of(triton),
     "eager": _ops_of(eager),
 }
-ABSENT: dict[str, str] = {} if triton.reason is None else {"triton": triton.reason}
+ABSENT: dict[str, str] = {
+    name: reason for name, reason in (("cuda", cuda.reason), ("triton", triton.reason)) if reason is not None
+}

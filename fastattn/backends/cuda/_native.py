@@ -1,0 +1,80 @@
+"""The extension module `fastattn._cuda`, and the checks without which no address goes to it."""
+
+import importlib
+import os
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # by their numbers in csrc/cuda/norm.h
+
+emulated: bool = os.environ.get("FASTATTN_CUDA_EMULATED", "0") not in ("", "0")
+
+
+def _load() -> tuple[ModuleType | None, str | None]:
+    """The module, or None and the reason why it is not there."""
+    if not emulated and torch.version.cuda is None:
+        return None, "the cuda backend runs on NVIDIA GPUs, and this torch was built without CUDA"
+    name = "_cuda_emulated" if emulated else "_cuda"
+    try:
+        return importlib.import_module(f"fastattn.{name}"), None
+    except ImportError as error:
+        return None, (
+            f"the cuda backend was not built (fastattn.{name}: {error}); with nvcc on the PATH or in CUDA_HOME, reinstall fastattn"
+        )
+
+
+C, reason = _load()
+
+
+def unsupported(tensor: Tensor, *others: Tensor | None) -> str | None:
+    """Why the kernels cannot take these tensors, as one sentence; None if they can.
+
+    The first tensor sets the device and the dtype; of the others, those that are there must have both. Absent ones are None.
+    """
+    if C is None:
+        return reason
+    if emulated != tensor.is_cpu or not (emulated or tensor.is_cuda):
+        place = "CPU tensors (FASTATTN_CUDA_EMULATED is set)" if emulated else "GPU tensors"
+        return f"it runs on {place}, and these are on {tensor.device}"
+    dtype = tensor.dtype
+    if dtype not in DTYPES:
+        return f"it computes in float32, bfloat16 and float16, not in {str(dtype).removeprefix('torch.')}"
+    if not emulated and torch.cuda.get_device_capability(tensor.device) < (8, 0):
+        return "it needs compute capability 8.0 (A100, GeForce 30) or later"
+    for other in others:
+        if other is not None and (other.dtype != dtype or other.device != tensor.device):
+            return (
+                f"its tensors must share one dtype and device, and these are {str(dtype).removeprefix('torch.')} on "
+                f"{tensor.device} and {str(other.dtype).removeprefix('torch.')} on {other.device}"
+            )
+    return None
+
+
+def address(tensor: Tensor | None, name: str, like: Tensor, shape: tuple[int, ...], *dtypes: torch.dtype) -> int:
+    """A tensor's address for a kernel, 0 for None.
+
+    Raises:
+        ValueError: it is not on the device of `like`, has another shape or a gap in its memory, or is none of `dtypes`. A kernel
+            would read or write beyond it.
+    """
+    if tensor is None:
+        return 0
+    if tensor.device != like.device:
+        raise ValueError(f"{name} is on {tensor.device}; expected {like.device}")
+    if tuple(tensor.shape) != shape or not tensor.is_contiguous():
+        raise ValueError(f"{name} has shape {tuple(tensor.shape)}; expected a contiguous tensor of shape {shape}")
+    if tensor.dtype not in dtypes:
+        raise ValueError(f"{name} is {tensor.dtype}; expected {' or '.join(map(str, dtypes))}")
+    return tensor.data_ptr()
+
+
+def stream(tensor: Tensor) -> int:
+    """The stream that is current on the tensor's device, where its kernels belong."""
+    return 0 if emulated else torch.cuda.current_stream(tensor.device).cuda_stream
+
+
+def multiprocessors(tensor: Tensor) -> int:
+    """How many the tensor's GPU has; few in the emulation, where a program has to take several rows."""
+    return 1 if emulated else torch.cuda.get_device_properties(tensor.device).multi_processor_count
