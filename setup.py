@@ -8,8 +8,8 @@ New files are found by their place. What cannot be built is left out of the inst
 
 Environment:
     FASTATTN_CPU_ISAS=avx2,portable   the instruction sets to build; all that the machine's architecture has by default
-    FASTATTN_BUILD_EMULATED=1         also builds the AVX-512 code paths for machines that have AVX2 only, and the CUDA kernels for
-                                      machines without a GPU (for tests)
+    FASTATTN_BUILD_EMULATED=1         also builds, for tests, the AVX-512 code paths for machines that have AVX2 only and the CUDA
+                                      kernels for machines without a GPU
     FASTATTN_CUDA_ARCHS=80,90a        the GPU generations to build for (80, 90a, 100a as far as nvcc knows them); none: no CUDA
     CUDA_HOME                         where nvcc is, if not on the PATH
     FASTATTN_SANITIZE=1               builds with AddressSanitizer and UndefinedBehaviorSanitizer

@@ -107,7 +107,7 @@ def test_no_wrong_tensor_gets_an_address() -> None:
     assert _native.address(good, "x", like, (4, 6), torch.float32) == good.data_ptr()
     assert _native.address(None, "x", like, (4, 6), torch.float32) == 0
     for wrong in (good.double(), good[:3], good.t(), good[:, :1].expand(4, 6), torch.empty(4, 6, device="meta")):
-        with pytest.raises(ValueError, match="x (is|has)"):
+        with pytest.raises(ValueError, match=r"x (is|has)"):
             _native.address(wrong, "x", like, (4, 6), torch.float32)
 
 

@@ -2,7 +2,7 @@
 
 import importlib
 import os
-from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # by their numbers in c
 emulated: bool = os.environ.get("FASTATTN_CUDA_EMULATED", "0") not in ("", "0")
 
 
-def _load() -> tuple[ModuleType | None, str | None]:
+def _load() -> tuple[Any, str | None]:
     """The module, or None and the reason why it is not there."""
     if not emulated and torch.version.cuda is None:
         return None, "the cuda backend runs on NVIDIA GPUs, and this torch was built without CUDA"
@@ -21,7 +21,7 @@ def _load() -> tuple[ModuleType | None, str | None]:
         return importlib.import_module(f"fastattn.{name}"), None
     except ImportError as error:
         return None, (
-            f"the cuda backend was not built (fastattn.{name}: {error}); with nvcc on the PATH or in CUDA_HOME, reinstall fastattn"
+            f"the cuda backend was not built (fastattn.{name}: {error}); reinstall fastattn with nvcc on the PATH or in CUDA_HOME"
         )
 
 

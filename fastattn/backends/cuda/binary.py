@@ -60,7 +60,7 @@ def built() -> list[Built]:
     if library is None or triton is None or triton.origin is None:
         raise FileNotFoundError("fastattn._cuda was not built, or triton is not installed")
     tool = Path(triton.origin).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    command = [tool, "--dump-resource-usage", library]
+    command = [str(tool), "--dump-resource-usage", str(library)]
     text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     found, chip = [], ""
     for line in text.splitlines():

@@ -34,7 +34,7 @@ def forward(
     rows, dim = x.shape[:-1].numel(), x.shape[-1]
     rstd = x.new_empty(rows, dtype=torch.float32)
     mean = torch.empty_like(rstd) if centred else None
-    parameter = torch.float32 if weight is None and bias is None else (weight if bias is None else bias).dtype
+    parameter = next((given.dtype for given in (weight, bias) if given is not None), torch.float32)
     shape = tuple(x.shape)
     with torch.cuda.device_of(x):
         _native.C.norm_forward(
@@ -70,7 +70,8 @@ def backward(
     dropout_p: float,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """grad_residual, grad_x (None where that is equal), grad_weight and grad_bias (None where there is none)."""
-    total, grad_out, grad_total, weight = (contiguous(x) for x in (total, grad_out, grad_total, weight))
+    total, grad_out = total.contiguous(), grad_out.contiguous()
+    grad_total, weight = contiguous(grad_total), contiguous(weight)
     grad_residual = torch.empty_like(total)
     grad_x = torch.empty_like(total) if seed is not None else None
     rows, dim = total.shape[:-1].numel(), total.shape[-1]
