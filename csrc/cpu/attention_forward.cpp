@@ -164,10 +164,20 @@ class Forward {
         return {first, rows, range.begin - block.j0 < end ? larger(end, 0) : 0};
     }
 
+    // A tile of a strip's rows. The last strip of a short sequence may have few: four of its 64 queries.
+    static FASTATTN_INLINE void multiply(int64_t rows, int64_t depth, const P* a, int64_t a_row, const P* b, float* c,
+                                         int64_t c_row, bool accumulate) {
+        if (rows == kTileRows) {
+            tile_product(depth, a, a_row, 1, b, kTileColumns, c, c_row, accumulate);
+        } else {
+            tile_rows<P>(static_cast<int>(rows), depth, a, a_row, 1, b, kTileColumns, c, c_row, accumulate);
+        }
+    }
+
     void score(const Strip& strip, const P* keys, const Workspace& w) const {
         const P* query = as_steps(w.query + strip.first * depth_ * kSteps);
         for (int64_t c = 0; c < strip.visible; c += kTileColumns) {
-            tile_product(depth_, query, depth_, 1, keys + c * depth_, kTileColumns, w.scores + c, kKeys, false);
+            multiply(strip.rows, depth_, query, depth_, keys + c * depth_, w.scores + c, kKeys, false);
         }
     }
 
@@ -214,8 +224,8 @@ class Forward {
     void weigh_values(const Strip& strip, const P* values, bool begun, const Workspace& w) const {
         const int64_t steps = ceil_div(strip.visible, kSteps);
         for (int64_t c = 0; c < value_columns_; c += kTileColumns) {
-            tile_product(steps, as_steps(w.weights), kKeys / kSteps, 1, values + c * (kKeys / kSteps), kTileColumns,
-                         w.weighted + strip.first * value_columns_ + c, value_columns_, begun);
+            multiply(strip.rows, steps, as_steps(w.weights), kKeys / kSteps, values + c * (kKeys / kSteps),
+                     w.weighted + strip.first * value_columns_ + c, value_columns_, begun);
         }
     }
 
