@@ -1,7 +1,8 @@
-"""The hyperbolic tangent, for kernels: to two units in the last place, which a soft-capped score needs near zero, too.
+"""tanh inside a kernel, to about two units in the last place (Triton's own exists on GPUs alone, not in its interpreter).
 
-|x| < 0.625     x + x^3 P(x^2), P of degree 4 by least squares of the relative error (4e-9)
-otherwise       (1 - t) / (1 + t) with t = exp(-2 |x|), and x's sign
+    |x| < 0.6:  x + x^3 P(x^2);   else 1 - 2 / (exp(2 |x|) + 1), with x's sign
+
+The polynomial is the CPU kernels' (csrc/cpu/math.h), a least-maximum fit of the relative error.
 """
 
 import triton
@@ -10,14 +11,13 @@ import triton.language as tl
 
 @triton.jit
 def tanh(x):
-    """float32 -> float32; 1 and -1 at the infinities, NaN for NaN."""
-    size = tl.abs(x)
+    """Of a float32 tensor; NaN stays NaN, infinity becomes 1."""
     square = x * x
-    series = 0.02063899300992489 - 0.005704889539629221 * square
-    series = series * square - 0.05373968183994293
-    series = series * square + 0.13331441581249237
-    series = series * square - 0.3333328068256378
-    small = x + x * square * series
-    t = tl.exp(-2.0 * size)
-    large = (1.0 - t) / (1.0 + t)
-    return tl.where(size < 0.625, small, tl.where(x < 0.0, -large, large))
+    p = -0.00590586836 * square + 0.0208053845
+    p = p * square - 0.0537866836
+    p = p * square + 0.133319582
+    p = p * square - 0.333332993
+    magnitude = tl.abs(x)
+    large = 1.0 - 2.0 / (tl.exp(2.0 * magnitude) + 1.0)
+    large = tl.where(x < 0.0, -large, large)
+    return tl.where(magnitude < 0.6, p * square * x + x, large)
