@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from loss_cases import IGNORED, REDUCTIONS, cross_entropy_cases, targets
+from loss_cases import IGNORED, REDUCTIONS, cross_entropy_cases, judged_in_the_inputs_dtype, targets
 from memory import Allocations
 from norm_cases import with_specials
 from torch import Tensor
@@ -17,6 +17,8 @@ from fastattn.backends import BACKENDS
 
 pytestmark = needs_triton
 
+loss = judged_in_the_inputs_dtype(fastattn.linear_cross_entropy)
+
 # Both tiles of row_statistics, one of them crossed.
 CLASSES = st.one_of(st.integers(20, 70), st.sampled_from((300, 1100)))
 cases = cross_entropy_cases(DTYPES, st.integers(20, 36), st.integers(1, 70), CLASSES)
@@ -26,7 +28,7 @@ cases = cross_entropy_cases(DTYPES, st.integers(20, 36), st.integers(1, 70), CLA
 @settings(max_examples=16)
 def test_loss_and_gradients_obey_the_numerics_rule(case: tuple, chip: str) -> None:
     arguments, options = case
-    check(fastattn.linear_cross_entropy, chip, *arguments, **options)
+    check(loss, chip, *arguments, **options)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -49,7 +51,7 @@ def test_stretches_of_rows_and_of_classes(
         "softcap": 5.0,
         "class_weight": torch.rand(classes, generator=generator),
     }
-    check(fastattn.linear_cross_entropy, "sm_90", x, weight, targets((rows,), classes, generator, 0.1), bias, **options)
+    check(loss, "sm_90", x, weight, targets((rows,), classes, generator, 0.1), bias, **options)
 
 
 def test_a_row_with_an_infinite_stretch(short_stretches) -> None:
@@ -58,7 +60,7 @@ def test_a_row_with_an_infinite_stretch(short_stretches) -> None:
     x, weight = (torch.randn(s, generator=generator, requires_grad=True) for s in ((20, 6), (2000, 6)))
     bias = torch.randn(2000, generator=generator).index_fill(0, torch.arange(1500), -math.inf)
     target = torch.randint(1500, 2000, (20,), generator=generator)
-    check(fastattn.linear_cross_entropy, "sm_90", x, weight, target, bias)
+    check(loss, "sm_90", x, weight, target, bias)
 
 
 @given(dtype=dtypes, seed=st.integers(0, 1000), rows=st.integers(4, 20), reduction=REDUCTIONS, chip=chips)
@@ -68,7 +70,7 @@ def test_nan_and_infinity_propagate_as_in_eager(dtype, seed: int, rows: int, red
     x, weight = (torch.randn(s, generator=generator).to(dtype) for s in ((rows, 33), (50, 33)))
     target = targets((rows,), 50, generator)
     x = torch.where((target == IGNORED).unsqueeze(1), x, with_specials(x, generator))
-    check(fastattn.linear_cross_entropy, chip, x.requires_grad_(), weight.requires_grad_(), target, reduction=reduction)
+    check(loss, chip, x.requires_grad_(), weight.requires_grad_(), target, reduction=reduction)
 
 
 @pytest.mark.parametrize("asked", [True, False])
@@ -111,13 +113,13 @@ def test_ignored_rows_leave_no_trace(asked: bool, dtype, rows: int, reduction: s
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 def test_every_row_ignored(reduction: str) -> None:
     x, weight, bias = (torch.randn(s, requires_grad=True) for s in ((5, 8), (7, 8), (7,)))
-    check(fastattn.linear_cross_entropy, "sm_90", x, weight, torch.full((5,), IGNORED), bias, reduction=reduction)
+    check(loss, "sm_90", x, weight, torch.full((5,), IGNORED), bias, reduction=reduction)
 
 
 def test_an_ignored_class() -> None:
     """ignore_index may be a class."""
     x, weight = torch.randn(20, 8, requires_grad=True), torch.randn(7, 8, requires_grad=True)
-    check(fastattn.linear_cross_entropy, "sm_90", x, weight, torch.arange(20) % 7, ignore_index=3)
+    check(loss, "sm_90", x, weight, torch.arange(20) % 7, ignore_index=3)
 
 
 def test_small_gradients_survive_in_float16() -> None:

@@ -60,7 +60,7 @@ def info_nce(
             )
         if temperature.device != query.device and temperature.device.type != "cpu":
             raise ValueError(f"temperature is on {temperature.device} but query is on {query.device}; move one")
-        divisor = temperature
+        divisor = temperature.to(query.device)  # and its gradient back, by autograd
     else:
         _checks.number("temperature", temperature)
         if not temperature > 0.0:

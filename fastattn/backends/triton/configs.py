@@ -267,6 +267,11 @@ TABLE: tuple[Row, ...] = (
     Row("row_statistics", Config({"ROWS": 4, "BLOCK": 256}, num_warps=4), width=1024),
     Row("row_statistics", Config({"ROWS": 1, "BLOCK": 4096}, num_warps=8, blocks=2)),
     Row("logit_gradients", Config({"TILES": 32, "ROWS": 4, "BLOCK": 512}, num_warps=4, blocks=3)),
+    Row("query_terms", Config({"ROWS": 4, "BLOCK": 256}, num_warps=4), width=1024),
+    Row("query_terms", Config({"ROWS": 1, "BLOCK": 4096}, num_warps=8, blocks=3)),
+    # 128 bytes of a row, and programs enough for a GPU.
+    Row("positive_terms", Config({"ROWS": 32, "BLOCK": 64}, num_warps=4, blocks=4)),
+    Row("score_gradients", Config({"TILES": 32, "ROWS": 4, "BLOCK": 512}, num_warps=4, blocks=3)),
 )
 
 
