@@ -14,9 +14,9 @@ from fastattn.backends.eager import dropout as eager_dropout
 pytestmark = needs_triton
 
 # Less than a tile, a tile's edges, and several tiles.
-LENGTHS = st.one_of(st.integers(1, 40), st.sampled_from((0, 1, 2, 64, 65, 100)))
+LENGTHS = st.one_of(st.integers(1, 40), st.sampled_from((0, 1, 2, 64, 65)))
 HEAD_DIMS = st.one_of(st.integers(1, 40), st.sampled_from((64, 80)))
-cases = attention_cases(DTYPES, LENGTHS, HEAD_DIMS, most_scores=8_000)
+cases = attention_cases(DTYPES, LENGTHS, HEAD_DIMS, most_scores=3_000)
 
 
 @settings(max_examples=30)

@@ -187,8 +187,11 @@ def attention_backward_rows(
 
     last = tl.minimum(first + QUERIES, q_len) - 1
     lo, _, _, hi = visible(first, last, k_len, diagonal, window_left, window_right, KEYS)
+    gather = hi - lo <= FEW_KEYS
+    if window_left is not None and window_right is not None:
+        gather |= window_left + window_right < FEW_KEYS
     large = tl.where(none, 0.0, tl.abs(of_lse)) > LARGE_LSE
-    if (hi - lo <= FEW_KEYS) | (tl.max(large.to(tl.int32), axis=0) > 0):
+    if gather | (tl.max(large.to(tl.int32), axis=0) > 0):
         query = head_of(query, batch, h, begin_q, stride_query_batch, stride_query_head, stride_query_token)
         key = head_of(key, batch, h // group, begin_k, stride_key_batch, stride_key_head, stride_key_token)
         value = head_of(value, batch, h // group, begin_k, stride_value_batch, stride_value_head, stride_value_token)

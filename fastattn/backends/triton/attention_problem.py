@@ -57,9 +57,10 @@ class Problem:
     def config(self, kernel: str) -> Config:
         """The row of the table for the wider of head_dim and value_dim."""
         width = max(padded(self.query.shape[3]), padded(self.value.shape[3]))
-        # Dropout's hashes and a mask's elements take registers, too: the tiles of the next width.
+        # Dropout's hashes and what is added to a score take registers, too: the tiles of the next width.
         _, _, of_query, of_key = _mask_strides(self.attn_mask)
-        if self.seed is not None or (of_query is not None and of_key is not None):
+        wide_mask = of_query is not None and of_key is not None
+        if wide_mask or self.seed is not None or self.alibi_slopes is not None or self.softcap > 0.0:
             width *= 2
         return choose(kernel, chip_of(self.query.device), self.query.dtype, width)
 

@@ -204,7 +204,7 @@ _HOPPER = ("sm_90", "sm_100")
 _AMPERE = ("sm_80",)
 
 # In 16 bits a program's own rows are 128 where registers allow it. Products in float32 are no matrix instructions: small tiles.
-# The width is twice that of the heads where a call has dropout or a mask of (q, k), which take registers of their own.
+# The width is twice that of the heads where a call has dropout or something is added to its scores (attention_problem.py).
 _ATTENTION = (
     *_attention(
         "attention_forward",
@@ -212,8 +212,8 @@ _ATTENTION = (
         16,
         (64, 128, 64, 4, 3),
         (128, 128, 128, 8, 2),
-        (256, 128, 64, 8, 2),
-        (512, 64, 64, 8, 1),
+        (256, 128, 32, 8, 2),
+        (512, 128, 32, 8, 2),
     ),
     *_attention(
         "attention_forward",
@@ -232,18 +232,18 @@ _ATTENTION = (
     *_attention("attention_backward_rows", (), 16, (128, 64, 32, 4, 1), (512, 32, 32, 4, 1)),
     *_attention("attention_backward_rows", (), 32, (128, 32, 32, 4, 1), (512, 16, 32, 4, 1)),
     *_attention(
-        "attention_backward_query", _HOPPER, 16, (128, 128, 64, 8, 2), (256, 64, 64, 4, 1), (512, 64, 32, 8, 1)
+        "attention_backward_query", _HOPPER, 16, (128, 128, 64, 8, 2), (256, 64, 64, 8, 2), (512, 64, 32, 8, 2)
     ),
     *_attention(
         "attention_backward_query", _AMPERE, 16, (128, 128, 32, 8, 2), (256, 64, 32, 8, 1), (512, 32, 32, 8, 1)
     ),
     *_attention("attention_backward_query", (), 16, (128, 64, 32, 4, 1), (256, 32, 32, 4, 1), (512, 32, 32, 8, 1)),
     *_attention("attention_backward_query", (), 32, (128, 32, 32, 4, 1), (512, 16, 32, 4, 1)),
-    *_attention("attention_backward_key", _HOPPER, 16, (128, 32, 128, 8, 2), (256, 32, 64, 8, 1), (512, 16, 64, 8, 1)),
+    *_attention("attention_backward_key", _HOPPER, 16, (128, 32, 128, 8, 2), (256, 32, 64, 8, 2), (512, 16, 64, 8, 2)),
     *_attention("attention_backward_key", _AMPERE, 16, (128, 32, 128, 8, 2), (256, 32, 64, 8, 1), (512, 16, 64, 8, 1)),
     *_attention("attention_backward_key", (), 16, (128, 32, 64, 4, 1), (256, 16, 32, 4, 1), (512, 16, 32, 8, 1)),
     *_attention("attention_backward_key", (), 32, (128, 32, 32, 4, 1), (512, 32, 16, 4, 1)),
-    *_attention("attention_mask_gradient", _HOPPER, 16, (256, 64, 64, 4, 1), (512, 64, 32, 8, 1)),
+    *_attention("attention_mask_gradient", _HOPPER, 16, (256, 64, 64, 8, 2), (512, 64, 32, 8, 2)),
     *_attention("attention_mask_gradient", (), 16, (256, 32, 32, 4, 1), (512, 32, 32, 8, 1)),
     *_attention("attention_mask_gradient", (), 32, (512, 16, 32, 4, 1)),
 )
