@@ -102,6 +102,7 @@ def test_ignored_rows_leave_no_trace(asked: bool, dtype, rows: int, reduction: s
     assert not grad_x[~counted].any()
     if not counted.any():
         assert not grad_weight.any()
+        assert loss.isnan() if reduction == "mean" else not loss.any()
         return
     alone = run(x[counted], target[counted])
     tolerance = {"rtol": 0.0, "atol": 0.0} if asked else {"rtol": 1e-2 if dtype.itemsize == 2 else 1e-4, "atol": 1e-5}

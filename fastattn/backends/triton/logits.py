@@ -131,7 +131,8 @@ def row_statistics(
         if weighted is not None:
             value += smoothing / all_classes * (weights * lse - smooth)
         value = share * value + z_share * z_loss * lse * lse
-        tl.store(loss + row, tl.where(counted, value, 0.0), mask=here)
+        nothing = 0.0 * share  # NaN in the mean over no row at all
+        tl.store(loss + row, tl.where(counted, value, nothing), mask=here)
 
 
 @triton.jit
