@@ -70,7 +70,7 @@ def additive_scores(
 @triton.jit
 def additive_weights(
     score,  # (batch, queries, keys) float32: in their place, the gradient u
-    grad_weight,  # (batch, queries, keys): y
+    grad_weight,  # (batch, queries, keys) float32: y
     weight,  # (batch, queries, keys): w, or None
     seed,  # (1,) int64, or None without dropout
     queries,
@@ -95,7 +95,7 @@ def additive_weights(
     for start in range(0, keys, KEYS):
         j = start + tl.arange(0, KEYS)
         s = tl.load(score + j, mask=j < keys, other=float("-inf"))
-        g = tl.load(grad_weight + j, mask=j < keys, other=0.0).to(tl.float32)
+        g = tl.load(grad_weight + j, mask=j < keys, other=0.0)
         if seed is not None:
             g = tl.where(dropout.keep(row_key, j, threshold), g * inverse, 0.0)
         before = top
@@ -112,7 +112,7 @@ def additive_weights(
     for start in range(0, keys, KEYS):
         j = start + tl.arange(0, KEYS)
         s = tl.load(score + j, mask=j < keys, other=float("-inf"))
-        g = tl.load(grad_weight + j, mask=j < keys, other=0.0).to(tl.float32)
+        g = tl.load(grad_weight + j, mask=j < keys, other=0.0)
         p = tl.where(s == float("-inf"), 0.0, tl.exp(s - base) * scale)
         w = p
         if seed is not None:
@@ -217,7 +217,7 @@ def backward(
             grad, projected = grad_out[part], a[part]
             u = _scores(projected, b[of_batch], v, None if mask is None else mask[part])
             w = _weigh(u, grad, value[of_batch], seed, dropout_p, first_batch, first, queries, grad_value is not None)
-            if sums is not None:
+            if sums is not None and w is not None:
                 sums[of_batch] += torch.bmm(w.mT, grad)
             if grad_mask is not None:
                 _add_mask_gradient(grad_mask, u, *part)
@@ -266,16 +266,16 @@ def _weigh(
     first_query: int,
     whole_queries: int,
     wanted: bool,
-) -> Tensor:
+) -> Tensor | None:
     """The weights, where they are wanted; the scores become their gradients."""
     batch, queries, keys = score.shape
-    grad_weight = torch.bmm(grad_out, value.mT)
-    weight = torch.empty_like(grad_weight) if wanted else None
+    grad_weight = torch.bmm(grad_out.float(), value.float().mT)  # few flops beside the tanhs', and nothing is rounded
+    weight = torch.empty_like(grad_weight, dtype=value.dtype) if wanted else None
     launch(
         additive_weights,
         (batch * queries if keys else 0,),
         score,
-        grad_weight.contiguous(),
+        grad_weight,
         weight,
         seed,
         queries,
@@ -287,7 +287,7 @@ def _weigh(
         dropout.inverse(dropout_p),
         config=choose("additive_weights", chip_of(score.device), score.dtype, keys),
     )
-    return grad_weight if weight is None else weight
+    return weight
 
 
 def _add_mask_gradient(grad_mask: Tensor, grad_score: Tensor, of_batch: slice, of_queries: slice) -> None:

@@ -162,8 +162,8 @@ def _cache() -> tuple[Row, ...]:
 def _additive() -> tuple[Row, ...]:
     """A chunk of 32 tanhs a thread. The forward's width is that of values, of which a tile lies in shared memory as well.
 
-    Its products have 16 rows, and so take sm_80's matrix instructions. A few bytes are spilled outside the loops over hidden
-    units for the sake of another block on the multiprocessor.
+    Its products have 16 rows, and so take sm_80's matrix instructions. A few bytes are spilled for the sake of another
+    block on the multiprocessor.
     """
     few = 32
 
