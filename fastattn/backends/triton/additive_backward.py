@@ -222,10 +222,10 @@ def backward(
             if grad_mask is not None:
                 _add_mask_gradient(grad_mask, u, *part)
             if through_query:
-                grad_v += _project(projected, b[of_batch], v, u, grad_a[part], True)
+                _project(projected, b[of_batch], v, u, grad_a[part], grad_v)
             if through_key:
-                _project(b[of_batch], projected, v, u.mT, grad_b[of_batch], False)
-    if grad_value is not None:
+                _project(b[of_batch], projected, v, u.mT, grad_b[of_batch], None)
+    if grad_value is not None and sums is not None:
         grad_value.copy_(sums)
     return grad_a, grad_b, grad_v
 
@@ -300,14 +300,16 @@ def _add_mask_gradient(grad_mask: Tensor, grad_score: Tensor, of_batch: slice, o
     target += grad_score.sum_to_size(target.shape)
 
 
-def _project(own: Tensor, other: Tensor, v: Tensor, grad_score: Tensor, grad_own: Tensor, of_v: bool) -> Tensor | None:
-    """Adds to grad_own; returns what it adds to v's gradient, if that is asked for."""
+def _project(
+    own: Tensor, other: Tensor, v: Tensor, grad_score: Tensor, grad_own: Tensor, grad_v: Tensor | None
+) -> None:
+    """Adds to grad_own, and to grad_v where it is there."""
     batch, owns, hidden = own.shape
     others = other.shape[1]
     config = choose("additive_projection_grad", chip_of(own.device), own.dtype, hidden)
     rows = tile_rows(owns)
     blocks = batch * triton.cdiv(owns, rows)
-    partial = own.new_empty((blocks, hidden)) if of_v else None
+    partial = None if grad_v is None else own.new_empty((blocks, hidden))
     launch(
         additive_projection_grad,
         (blocks * triton.cdiv(hidden, config.tiles["HIDDEN"]),),
@@ -327,4 +329,5 @@ def _project(own: Tensor, other: Tensor, v: Tensor, grad_score: Tensor, grad_own
         ROWS=ROWS,
         config=config,
     )
-    return None if partial is None else partial.sum(0)
+    if grad_v is not None and partial is not None:
+        grad_v += partial.sum(0)
