@@ -303,7 +303,7 @@ def _add_mask_gradient(grad_mask: Tensor, grad_score: Tensor, of_batch: slice, o
 def _project(
     own: Tensor, other: Tensor, v: Tensor, grad_score: Tensor, grad_own: Tensor, grad_v: Tensor | None
 ) -> None:
-    """Adds to grad_own, and to grad_v where that is given."""
+    """Adds to grad_own, and to grad_v where it is there."""
     batch, owns, hidden = own.shape
     others = other.shape[1]
     config = choose("additive_projection_grad", chip_of(own.device), own.dtype, hidden)

@@ -84,6 +84,7 @@ def additive_forward(
         mask += batch * stride_mask_batch
     if seed is not None:
         row_key = dropout.row_key(tl.load(seed), batch * queries + i)
+        left = tl.zeros((QUERIES,), tl.int32)  # how many keys dropout leaves: where none, NaN is dropped as well
 
     top = tl.full((QUERIES,), float("-inf"), tl.float32)
     total = tl.zeros((QUERIES,), tl.float32)
@@ -103,6 +104,7 @@ def additive_forward(
         total = total * shrink + tl.sum(weight, axis=1)
         if seed is not None:
             kept = dropout.keep(row_key[:, None], j[None, :], threshold)
+            left += tl.sum((kept & (score != float("-inf"))).to(tl.int32), axis=1)
             weight = tl.where(kept, weight * inverse, 0.0)
         values = tl.load(
             value + j.to(tl.int64)[:, None] * stride_value_key + column * stride_value_dim,
@@ -116,6 +118,8 @@ def additive_forward(
     none = total == 0.0
     total = tl.where(none, 1.0, total)
     weighted /= _repeated(total, QUERIES, ROWS)[:, None]
+    if seed is not None:
+        weighted = tl.where(_repeated(left, QUERIES, ROWS)[:, None] > 0, weighted, 0.0)
     row = batch * queries + i
     if lse is not None:
         row += part.to(tl.int64) * batches * queries

@@ -27,6 +27,6 @@ def _call(
     seed = empty(1, dtype=torch.int64) if dropout_p else None
     query, key = empty(batch, queries, dim), empty(batch, keys, dim)
     weight, v = empty(hidden, dim), empty(hidden)
-    out, a, b = additive_attention.forward(query, key, key, weight, weight, v, mask, seed, dropout_p, True)
+    out, of_query, of_key = additive_attention.forward(query, key, key, weight, weight, v, mask, seed, dropout_p, True)
     needs = [True] * 6 + [mask_dtype == torch.float32]
-    additive_attention.backward(out, query, key, key, weight, weight, v, mask, seed, a, b, dropout_p, needs)
+    additive_attention.backward(out, query, key, key, weight, weight, v, mask, seed, of_query, of_key, dropout_p, needs)
