@@ -99,7 +99,7 @@ _AMPERE = ("sm_80",)
 # What spills: the gradients of keys and values of head_dim 256, both of which lie in registers, and tiles with dropout or a
 # mask at that width.
 _ATTENTION = (
-    *_attention("attention_forward", _HOPPER, 16, (64, 128, 64, 4, 3), (128, 128, 128, 8, 2), (512, 128, 32, 8, 2)),
+    *_attention("attention_forward", _HOPPER, 16, (64, 128, 64, 4, 3), (128, 128, 64, 8, 2), (512, 128, 32, 8, 2)),
     *_attention("attention_forward", _AMPERE, 16, (64, 128, 64, 4, 3), (128, 128, 64, 8, 2)),
     *_attention("attention_forward", _AMPERE, 16, (256, 64, 32, 4, 2, 64), (512, 64, 32, 8, 1)),
     *_attention("attention_forward", (), 16, (64, 128, 64, 4, 1, 8), (128, 64, 32, 4, 1)),
@@ -116,7 +116,7 @@ _ATTENTION = (
     ),
     *_attention("attention_backward_query", (), 16, (128, 64, 32, 4, 1), (256, 32, 32, 4, 1), (512, 32, 32, 8, 1, 720)),
     *_attention("attention_backward_query", (), 32, (128, 32, 32, 4, 1), (512, 16, 32, 4, 1)),
-    *_attention("attention_backward_key", _HOPPER, 16, (128, 32, 128, 8, 2, 144)),
+    *_attention("attention_backward_key", _HOPPER, 16, (128, 32, 128, 8, 2, 160)),
     *_attention("attention_backward_key", _HOPPER, 16, (256, 32, 64, 8, 2, 1048), (512, 16, 64, 8, 2, 560)),
     *_attention("attention_backward_key", _AMPERE, 16, (128, 32, 128, 8, 2, 40)),
     *_attention("attention_backward_key", _AMPERE, 16, (256, 32, 64, 8, 1, 120), (512, 16, 64, 8, 1, 64)),
