@@ -19,7 +19,7 @@ HEAD_DIMS = st.one_of(st.integers(1, 40), st.sampled_from((64, 80)))
 cases = attention_cases(DTYPES, LENGTHS, HEAD_DIMS, most_scores=3_000)
 
 
-@settings(max_examples=30)
+@settings(max_examples=16)
 @given(case=cases, chip=chips)
 def test_outputs_and_gradients_obey_the_numerics_rule(case: AttentionCase, chip: str) -> None:
     check(fastattn.attention, chip, *case.tensors, **case.options)
@@ -40,12 +40,12 @@ def test_several_blocks_of_each_side_and_a_mask_with_a_gradient(dtype: torch.dty
 @given(
     shape=st.tuples(*(st.booleans() for _ in range(4))),
     q=st.sampled_from((5, 40)),
-    k=st.sampled_from((1, 9, 70)),
+    k=st.sampled_from((1, 70)),
     dtype=dtypes,
     chip=chips,
     causal=st.booleans(),
 )
-@settings(max_examples=12)
+@settings(max_examples=6)
 def test_a_masks_gradient_is_summed_over_its_broadcast_dimensions(shape, q, k, dtype, chip, causal) -> None:
     generator = torch.Generator().manual_seed(q + k)
     query, key, value = (torch.randn(2, 2, n, 16, generator=generator).to(dtype) for n in (q, k, k))
@@ -56,11 +56,11 @@ def test_a_masks_gradient_is_summed_over_its_broadcast_dimensions(shape, q, k, d
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("magnitude", [6.0, 100.0])
-@pytest.mark.parametrize("k", [100, 300])
+@pytest.mark.parametrize("k", [100, 160])
 def test_large_scores_keep_their_gradients(dtype: torch.dtype, magnitude: float, k: int) -> None:
     """One key has almost all the weight: what is left of its gradient is below the roundings of lse and out."""
     torch.manual_seed(0)
-    query, key, value = (torch.randn(1, 2, n, 32) for n in (20, k, k))
+    query, key, value = (torch.randn(1, 2, n, 32) for n in (9, k, k))
     leaves = [x.to(dtype).requires_grad_() for x in (query * magnitude, key, value)]
     check(fastattn.attention, "sm_90", *leaves, scale=0.5, return_lse=True)
 
@@ -116,7 +116,7 @@ def test_dropout_drops_what_eager_drops(p: float, seed: int, q: int, chip: str) 
     q=st.sampled_from((1, 3, 20)),
     chip=chips,
 )
-@settings(max_examples=12)
+@settings(max_examples=8)
 def test_nan_and_infinity_propagate_as_in_eager(seed: int, dtype: torch.dtype, where: str, q: int, chip: str) -> None:
     generator = torch.Generator().manual_seed(seed)
     given = {

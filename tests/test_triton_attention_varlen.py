@@ -16,31 +16,31 @@ HEAD_DIMS = st.one_of(st.integers(1, 40), st.sampled_from((64, 80)))
 cases = varlen_cases(DTYPES, LENGTHS, HEAD_DIMS, most_sequences=2)
 
 
-@settings(max_examples=20)
+@settings(max_examples=12)
 @given(case=cases, chip=chips)
 def test_outputs_and_gradients_obey_the_numerics_rule(case: AttentionCase, chip: str) -> None:
     check(fastattn.attention_varlen, chip, *case.tensors, **case.options)
 
 
-@pytest.mark.parametrize("mask_shape", [(4, 1, 140, 140), (1, 2, 1, 140), (4, 2, 140, 1)])
+@pytest.mark.parametrize("mask_shape", [(3, 1, 80, 80), (1, 2, 1, 80), (3, 2, 80, 1)])
 def test_a_masks_gradient(mask_shape: tuple[int, ...]) -> None:
     """Indexed by position in the sequence; where no sequence reaches, it is zero."""
     torch.manual_seed(0)
-    cu = torch.tensor([0, 5, 5, 135, 170], dtype=torch.int32)
-    query, key, value = (torch.randn(170, 2, 16, requires_grad=True) for _ in range(3))
+    cu = torch.tensor([0, 5, 5, 75], dtype=torch.int32)
+    query, key, value = (torch.randn(75, 2, 16, requires_grad=True) for _ in range(3))
     mask = torch.randn(mask_shape, requires_grad=True)
     options = {"attn_mask": mask, "return_lse": True, "is_causal": True}
-    check(fastattn.attention_varlen, "sm_90", query, key, value, cu, cu, 140, 140, **options)
+    check(fastattn.attention_varlen, "sm_90", query, key, value, cu, cu, 80, 80, **options)
 
 
 def test_results_are_those_of_each_sequence_alone() -> None:
     """What stands beside a sequence in the pack does not touch its result."""
     torch.manual_seed(0)
-    lengths = (5, 0, 130, 33)
+    lengths = (5, 0, 70, 33)
     cu = torch.tensor([0, *lengths], device=DEVICE).cumsum(0).to(torch.int32)
     query, key, value = (torch.randn(sum(lengths), 2, 24, device=DEVICE) for _ in range(3))
     with fastattn.use_backend("triton"):
-        out = fastattn.attention_varlen(query, key, value, cu, cu, 130, 130, is_causal=True)
+        out = fastattn.attention_varlen(query, key, value, cu, cu, 70, 70, is_causal=True)
         for b in range(len(lengths)):
             part = slice(int(cu[b]), int(cu[b + 1]))
             packed = (x[part].transpose(0, 1)[None] for x in (query, key, value))

@@ -200,9 +200,8 @@ def attention_backward_rows(
             mask = head_of(mask, b, h, 0, stride_mask_batch, stride_mask_head, 0)
         if alibi_slopes is not None:
             slope = tl.load(alibi_slopes + b * stride_slope_batch + h * stride_slope_head)
-        row_key = None
         if seed is not None:
-            row_key = dropout.row_key(tl.load(seed), row + i)
+            row_key = dropout.row_key(tl.load(seed), row + i)[:, None]
         q = load_rows(query, i, q_len, stride_query_token, stride_query_dim, HEAD_DIM, HEAD_TILE)
         total = tl.zeros((QUERIES,), tl.float32)
         delta = tl.zeros((QUERIES,), tl.float32)
@@ -230,7 +229,7 @@ def attention_backward_rows(
             )
             received = tl.dot(do, tl.trans(v), input_precision=PRECISION)
             if seed is not None:
-                kept = dropout.keep(row_key[:, None], j[None, :], threshold)
+                kept = dropout.keep(row_key, j[None, :], threshold)
                 received = tl.where(kept, received * inverse, 0.0)
             higher = tl.maximum(top, tl.max(s, axis=1))
             base = tl.where(higher == float("-inf"), 0.0, higher)

@@ -193,7 +193,7 @@ def mask_gradient(
         return
     if grad_mask.shape[3] == 1:
         shifts = _shifts(problem, grad_lse, lse, terms)
-        grad_mask.copy_(shifts.sum([d for d in range(3) if grad_mask.shape[d] == 1], keepdim=True)[..., None])
+        grad_mask.copy_(shifts[..., None].sum_to_size(grad_mask.shape))
         return
     batches, mask_heads, mask_q, mask_k = grad_mask.shape
     config = problem.config("attention_mask_gradient")

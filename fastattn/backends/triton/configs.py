@@ -185,18 +185,11 @@ def _additive() -> tuple[Row, ...]:
 _WIDEST = {"ROWS": 1, "BLOCK": 16384}
 
 
-def _attention(
-    kernel: str,
-    chips: tuple[str, ...],
-    bits: int,
-    *shapes: tuple[int, int, int, int, int],
-    newest: bool = True,
-    spills: int = 0,
-) -> tuple[Row, ...]:
-    """Rows by the wider of head_dim and value_dim, padded to a power of two: (width, QUERIES, KEYS, warps, stages)."""
+def _attention(kernel: str, chips: tuple[str, ...], bits: int, *shapes: tuple[int, ...]) -> tuple[Row, ...]:
+    """Rows by the wider of head_dim and value_dim, padded to a power of two: width, QUERIES, KEYS, warps, stages, spills."""
     return tuple(
-        Row(kernel, Config({"QUERIES": q, "KEYS": k}, warps, stages, newest=newest, spills=spills), chips, bits, width)
-        for width, q, k, warps, stages in shapes
+        Row(kernel, Config({"QUERIES": q, "KEYS": k}, warps, stages, spills=sum(spills)), chips, bits, width)
+        for width, q, k, warps, stages, *spills in shapes
     )
 
 
@@ -205,46 +198,34 @@ _AMPERE = ("sm_80",)
 
 # In 16 bits a program's own rows are 128 where registers allow it. Products in float32 are no matrix instructions: small tiles.
 # The width is twice that of the heads where a call has dropout or something is added to its scores (attention_problem.py).
+# What spills: the gradients of keys and values of head_dim 256, both of which lie in registers, and tiles with dropout or a
+# mask at that width.
 _ATTENTION = (
-    *_attention(
-        "attention_forward",
-        _HOPPER,
-        16,
-        (64, 128, 64, 4, 3),
-        (128, 128, 128, 8, 2),
-        (256, 128, 32, 8, 2),
-        (512, 128, 32, 8, 2),
-    ),
-    *_attention(
-        "attention_forward",
-        _AMPERE,
-        16,
-        (64, 128, 64, 4, 3),
-        (128, 128, 64, 8, 2),
-        (256, 64, 32, 4, 2),
-        (512, 64, 32, 8, 1),
-    ),
-    *_attention(
-        "attention_forward", (), 16, (64, 128, 64, 4, 1), (128, 64, 32, 4, 1), (256, 64, 32, 8, 1), (512, 32, 32, 4, 1)
-    ),
+    *_attention("attention_forward", _HOPPER, 16, (64, 128, 64, 4, 3), (128, 128, 64, 8, 2), (512, 128, 32, 8, 2)),
+    *_attention("attention_forward", _AMPERE, 16, (64, 128, 64, 4, 3), (128, 128, 64, 8, 2)),
+    *_attention("attention_forward", _AMPERE, 16, (256, 64, 32, 4, 2, 64), (512, 64, 32, 8, 1)),
+    *_attention("attention_forward", (), 16, (64, 128, 64, 4, 1, 8), (128, 64, 32, 4, 1)),
+    *_attention("attention_forward", (), 16, (256, 64, 32, 8, 1), (512, 32, 32, 4, 1)),
     *_attention("attention_forward", (), 32, (128, 64, 32, 4, 1), (512, 32, 32, 4, 1)),
     *_attention("attention_backward_rows", _HOPPER, 16, (128, 128, 64, 8, 1), (512, 64, 64, 4, 1)),
-    *_attention("attention_backward_rows", (), 16, (128, 64, 32, 4, 1), (512, 32, 32, 4, 1)),
+    *_attention("attention_backward_rows", (), 16, (128, 64, 32, 4, 1), (512, 32, 32, 4, 1, 96)),
     *_attention("attention_backward_rows", (), 32, (128, 32, 32, 4, 1), (512, 16, 32, 4, 1)),
     *_attention(
-        "attention_backward_query", _HOPPER, 16, (128, 128, 64, 8, 2), (256, 64, 64, 8, 2), (512, 64, 32, 8, 2)
+        "attention_backward_query", _HOPPER, 16, (128, 128, 64, 8, 2), (256, 64, 64, 8, 2, 8), (512, 64, 32, 8, 2)
     ),
     *_attention(
         "attention_backward_query", _AMPERE, 16, (128, 128, 32, 8, 2), (256, 64, 32, 8, 1), (512, 32, 32, 8, 1)
     ),
-    *_attention("attention_backward_query", (), 16, (128, 64, 32, 4, 1), (256, 32, 32, 4, 1), (512, 32, 32, 8, 1)),
+    *_attention("attention_backward_query", (), 16, (128, 64, 32, 4, 1), (256, 32, 32, 4, 1), (512, 32, 32, 8, 1, 720)),
     *_attention("attention_backward_query", (), 32, (128, 32, 32, 4, 1), (512, 16, 32, 4, 1)),
-    *_attention("attention_backward_key", _HOPPER, 16, (128, 32, 128, 8, 2), (256, 32, 64, 8, 2), (512, 16, 64, 8, 2)),
-    *_attention("attention_backward_key", _AMPERE, 16, (128, 32, 128, 8, 2), (256, 32, 64, 8, 1), (512, 16, 64, 8, 1)),
-    *_attention("attention_backward_key", (), 16, (128, 32, 64, 4, 1), (256, 16, 32, 4, 1), (512, 16, 32, 8, 1)),
+    *_attention("attention_backward_key", _HOPPER, 16, (128, 32, 128, 8, 2, 160)),
+    *_attention("attention_backward_key", _HOPPER, 16, (256, 32, 64, 8, 2, 1048), (512, 16, 64, 8, 2, 560)),
+    *_attention("attention_backward_key", _AMPERE, 16, (128, 32, 128, 8, 2, 40)),
+    *_attention("attention_backward_key", _AMPERE, 16, (256, 32, 64, 8, 1, 120), (512, 16, 64, 8, 1, 64)),
+    *_attention("attention_backward_key", (), 16, (128, 32, 64, 4, 1, 8), (256, 16, 32, 4, 1, 24), (512, 16, 32, 8, 1)),
     *_attention("attention_backward_key", (), 32, (128, 32, 32, 4, 1), (512, 32, 16, 4, 1)),
-    *_attention("attention_mask_gradient", _HOPPER, 16, (256, 64, 64, 8, 2), (512, 64, 32, 8, 2)),
-    *_attention("attention_mask_gradient", (), 16, (256, 32, 32, 4, 1), (512, 32, 32, 8, 1)),
+    *_attention("attention_mask_gradient", _HOPPER, 16, (256, 64, 64, 8, 2), (512, 64, 32, 8, 2, 160)),
+    *_attention("attention_mask_gradient", (), 16, (256, 32, 32, 4, 1), (512, 32, 32, 8, 1, 368)),
     *_attention("attention_mask_gradient", (), 32, (512, 16, 32, 4, 1)),
 )
 
