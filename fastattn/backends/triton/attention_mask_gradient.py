@@ -22,9 +22,9 @@ from torch import Tensor
 
 from . import dropout
 from ._launch import launch
-from .attention_backward import score_gradients
 from .attention_problem import Problem
 from .chips import multiprocessors
+from .score import score_gradients
 from .sequence import first_row, head_of, sequence
 from .tile import load_rows
 

@@ -17,6 +17,7 @@ units, since a mask of the lowest float times log2(e) would be -inf.
 import triton
 import triton.language as tl
 
+from . import dropout
 from .tanh import tanh
 
 
@@ -112,3 +113,65 @@ def _load_mask(
         here = (i < q_len - first_i) & (j < k_len - first_j)
         given = tl.load(mask + (i * stride_mask_query + j * stride_mask_key), mask=here, other=0)
     return given
+
+
+@triton.jit
+def score_gradients(
+    product,  # query . key
+    received,  # grad_out . value
+    first_i,
+    first_j,
+    row_key,  # of each query, for dropout, or None; as top, shift and delta (queries, 1), or with KEYS_FIRST (1, queries)
+    top,
+    shift,
+    delta,
+    q_len,
+    k_len,
+    diagonal,
+    scale,
+    factor,
+    window_left,
+    window_right,
+    softcap,
+    slope,
+    mask,
+    stride_mask_query,
+    stride_mask_key,
+    threshold,
+    inverse,
+    SCALED: tl.constexpr,
+    KEYS_FIRST: tl.constexpr,
+    EDGE: tl.constexpr,
+):
+    """w, g and u of the formulas in attention_backward.py, for a tile."""
+    t = capped(product, scale, softcap, SCALED)
+    s = placed(
+        t,
+        first_i,
+        first_j,
+        q_len,
+        k_len,
+        diagonal,
+        window_left,
+        window_right,
+        slope,
+        mask,
+        stride_mask_query,
+        stride_mask_key,
+        KEYS_FIRST,
+        EDGE,
+    )
+    apart = s == float("-inf")  # takes no part, even in a row that holds NaN
+    p = tl.where(apart, 0.0, tl.exp2((s - top) * factor + shift))
+    w = p
+    if row_key is not None:
+        _, j = inside_tile(s.shape[0], s.shape[1], KEYS_FIRST)
+        kept = dropout.keep(row_key, first_j + j, threshold)
+        w = tl.where(kept, p * inverse, 0.0)
+        received = tl.where(kept, received * inverse, 0.0)
+    g = tl.where(apart, 0.0, p * (received - delta))
+    u = g
+    if softcap is not None:
+        ratio = t / softcap
+        u = g * (1.0 - ratio * ratio)
+    return w, g, u
