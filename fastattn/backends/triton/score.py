@@ -161,7 +161,8 @@ def score_gradients(
         KEYS_FIRST,
         EDGE,
     )
-    apart = s == float("-inf")  # takes no part, even in a row that holds NaN
+    # What takes no part, even where there is NaN: excluded keys, and rows past the last query, whose shift is -inf.
+    apart = (s == float("-inf")) | (shift == float("-inf"))
     p = tl.where(apart, 0.0, tl.exp2((s - top) * factor + shift))
     w = p
     if row_key is not None:
@@ -173,5 +174,5 @@ def score_gradients(
     u = g
     if softcap is not None:
         ratio = t / softcap
-        u = g * (1.0 - ratio * ratio)
+        u = tl.where(apart, 0.0, g * (1.0 - ratio * ratio))
     return w, g, u
