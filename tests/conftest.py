@@ -35,6 +35,8 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("fastattn")
 
+INTERPRETED_EXAMPLES = 6  # Triton's interpreter takes its time; FASTATTN_TEST_EXAMPLES=60 draws more
+
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "kernel: runs C++, and so is run under the sanitizers (sanitize.sh)")
@@ -46,11 +48,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path in files:
             item.add_marker("kernel")
-    examples = int(os.environ.get("FASTATTN_TEST_EXAMPLES", "0"))
-    for item in items if examples else ():
+    asked = int(os.environ.get("FASTATTN_TEST_EXAMPLES", "0"))
+    for item in items:
+        interpreted = item.path.name.startswith("test_triton_") and not torch.cuda.is_available()
+        examples = asked or (INTERPRETED_EXAMPLES if interpreted else 0)
         function = getattr(item, "obj", None)
         own = getattr(function, "_hypothesis_internal_use_settings", None)  # of its @given, or the profile's
-        if own is not None:
+        if own is not None and examples:
             function._hypothesis_internal_use_settings = hypothesis.settings(own, max_examples=examples)
 
 

@@ -280,8 +280,12 @@ def test_autocast_keeps_the_dtype_of_a_cache(cache: torch.dtype) -> None:
         fastattn.attention_with_kvcache(query.half(), keys, values, cache_seqlens=lengths)
 
 
+# The transforms are the ops layer's matter; interpreted kernels, run one by one under vmap, take too long.
+TRANSFORMED = [row for row in TAKEN if not row.values[0].inference and row.values[1] != "triton"]
+
+
 @pytest.mark.filterwarnings("ignore:There is a performance drop")  # vmap runs kernels one by one
-@pytest.mark.parametrize(("sample", "backend"), [row for row in TAKEN if not row.values[0].inference])
+@pytest.mark.parametrize(("sample", "backend"), TRANSFORMED)
 def test_functional_gradients(sample: Sample, backend: str) -> None:
     """torch.func.grad, and its vmap over three different calls."""
     arguments = sample.arguments()

@@ -45,9 +45,10 @@ def test_threads_get_the_same_bits(sample: Sample, backend: str) -> None:
         outputs = tensors(sample.function(*args, **kwargs))
         return [*outputs, *gradients(outputs, leaves(arguments))]
 
+    count = 5 if backend == "cpu" else 1  # interpreted and emulated launches take turns, and their time
     with fastattn.use_backend(backend):
         expected = results()
-        for rounds in in_threads(lambda: [results() for _ in range(5)]):
+        for rounds in in_threads(lambda: [results() for _ in range(count)], 4 if backend == "cpu" else 2):
             for found in rounds:
                 assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 

@@ -1,4 +1,4 @@
-"""Every Triton kernel, with every row of the table of configurations, compiles for every chip and keeps its budget."""
+"""Every Triton kernel, with every row of the table of configurations, compiles for a chip and keeps its budget."""
 
 import json
 import os
@@ -16,19 +16,34 @@ from fastattn.backends.triton.configs import TABLE
 
 pytestmark = needs_triton
 
+# Compiling for every chip takes ten minutes of one core, so the tests do it for one, and `python -m fastattn kernels` for all.
+# FASTATTN_TEST_CHIPS=sm_80,gfx942 chooses others.
+COMPILED = os.environ.get("FASTATTN_TEST_CHIPS", "sm_90").split(",")
+
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     """What `python -m fastattn kernels` finds, in a process that compiles instead of interpreting."""
     file: Path = tmp_path_factory.mktemp("kernels") / "kernels.json"
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "fastattn", "kernels", "--dtype", "bfloat16", "--json", str(file)]
+    command = [
+        sys.executable,
+        "-m",
+        "fastattn",
+        "kernels",
+        "--dtype",
+        "bfloat16",
+        "--chip",
+        *COMPILED,
+        "--json",
+        str(file),
+    ]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert file.exists(), done.stderr
     return json.loads(file.read_text())
 
 
-@pytest.mark.parametrize("chip", CHIPS)
+@pytest.mark.parametrize("chip", COMPILED)
 def test_every_kernel_keeps_its_budget(table: list[dict], chip: str) -> None:
     entries = [entry for entry in table if entry["chip"] == chip]
     assert {entry["op"] for entry in entries} == set(OPS)

@@ -149,6 +149,8 @@ class Block {
     int current_ = 0;
 };
 
+inline std::mutex one_at_a_time;  // the indices above and what a block shares exist once
+
 // ---- 16-bit floating types: to nearest, ties to even; NaN stays NaN -------------------------------------------------
 
 inline float float_of_half(uint16_t bits) {
@@ -190,11 +192,10 @@ T __shfl_xor_sync(unsigned, T value, int distance) {
 
 namespace fastattn::cuda {
 
-// One launch at a time: kernels keep what a block shares in static memory.
+// One launch at a time.
 template <class Arguments>
 void launch(void (*kernel)(Arguments), int64_t blocks, int threads, void*, const Arguments& arguments) {
-    static std::mutex one_at_a_time;
-    const std::lock_guard<std::mutex> lock(one_at_a_time);
+    const std::lock_guard<std::mutex> lock(emulated::one_at_a_time);
     emulated::Block block(threads);
     blockDim.x = static_cast<unsigned>(threads);
     gridDim.x = static_cast<unsigned>(blocks);

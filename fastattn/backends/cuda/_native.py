@@ -6,6 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor, unwrap_if_dead
+
+from ..triton.chips import too_old
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # by their numbers in csrc/cuda/norm.h
 
@@ -26,6 +29,7 @@ def _load() -> tuple[Any, str | None]:
 
 
 C, reason = _load()
+MOST_FEATURES: int = 0 if C is None else C.norm_most_features()
 
 
 def unsupported(tensor: Tensor, *others: Tensor | None) -> str | None:
@@ -41,8 +45,8 @@ def unsupported(tensor: Tensor, *others: Tensor | None) -> str | None:
     dtype = tensor.dtype
     if dtype not in DTYPES:
         return f"it computes in float32, bfloat16 and float16, not in {str(dtype).removeprefix('torch.')}"
-    if not emulated and torch.cuda.get_device_capability(tensor.device) < (8, 0):
-        return "it needs compute capability 8.0 (A100, GeForce 30) or later"
+    if not emulated and (why := too_old(tensor.device.index)) is not None:
+        return why
     for other in others:
         if other is not None and (other.dtype != dtype or other.device != tensor.device):
             return (
@@ -61,6 +65,8 @@ def address(tensor: Tensor | None, name: str, like: Tensor, shape: tuple[int, ..
     """
     if tensor is None:
         return 0
+    if is_functorch_wrapped_tensor(tensor):  # it has outlived its transform, and stands for the tensor inside
+        tensor = unwrap_if_dead(tensor)
     if tensor.device != like.device:
         raise ValueError(f"{name} is on {tensor.device}; expected {like.device}")
     if tuple(tensor.shape) != shape or not tensor.is_contiguous():

@@ -11,8 +11,8 @@ from ._native import DTYPES, address
 def unsupported(x: Tensor, residual: Tensor | None) -> str | None:
     """Why the kernels cannot take this call; None if they can."""
     why = _native.unsupported(x, residual)
-    if why is None and x.shape[-1] > (most := _native.C.norm_most_features()):
-        return f"it keeps a row in registers, at most {most} features, and these have {x.shape[-1]}"
+    if why is None and x.shape[-1] > _native.MOST_FEATURES:
+        return f"it keeps a row in registers, at most {_native.MOST_FEATURES} features, and these have {x.shape[-1]}"
     return why
 
 
