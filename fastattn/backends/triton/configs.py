@@ -218,7 +218,7 @@ _ATTENTION = (
     ),
     *_attention("attention_backward_query", (), 16, (128, 64, 32, 4, 1), (256, 32, 32, 4, 1), (512, 32, 32, 8, 1, 720)),
     *_attention("attention_backward_query", (), 32, (128, 32, 32, 4, 1), (512, 16, 32, 4, 1)),
-    *_attention("attention_backward_key", _HOPPER, 16, (128, 32, 128, 8, 2, 160)),
+    *_attention("attention_backward_key", _HOPPER, 16, (128, 32, 128, 8, 2, 208)),
     *_attention("attention_backward_key", _HOPPER, 16, (256, 32, 64, 8, 2, 1048), (512, 16, 64, 8, 2, 560)),
     *_attention("attention_backward_key", _AMPERE, 16, (128, 32, 128, 8, 2, 40)),
     *_attention("attention_backward_key", _AMPERE, 16, (256, 32, 64, 8, 1, 120), (512, 16, 64, 8, 1, 64)),
