@@ -1,7 +1,30 @@
-"""Layouts that kernels ask for, and gradients and outputs that may be absent: for every backend."""
+"""What kernels of every backend ask of tensors: layouts, dtypes; and gradients and outputs that may be absent."""
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor, unwrap_if_dead
+
+# What kernels compute on; csrc/cuda numbers them in this order. The 16-bit ones are computed in float32.
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def unlike(tensor: Tensor, *others: Tensor | None) -> str | None:
+    """Why a GPU's kernels cannot take tensors of these dtypes and devices together, as one sentence; None if they can."""
+    dtype = tensor.dtype
+    if dtype not in DTYPES:
+        return f"it computes in float32, bfloat16 and float16, not in {str(dtype).removeprefix('torch.')}"
+    for other in others:
+        if other is not None and (other.dtype != dtype or other.device != tensor.device):
+            return (
+                f"its tensors must share one dtype and device, and these are {str(dtype).removeprefix('torch.')} on "
+                f"{tensor.device} and {str(other.dtype).removeprefix('torch.')} on {other.device}"
+            )
+    return None
+
+
+def living(tensor: Tensor) -> Tensor:
+    """A tensor that has outlived the transform in which it was made stands for another one, whose memory is meant."""
+    return unwrap_if_dead(tensor) if is_functorch_wrapped_tensor(tensor) else tensor
 
 
 def contiguous(tensor: Tensor | None) -> Tensor | None:

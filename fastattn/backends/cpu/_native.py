@@ -5,11 +5,9 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-# What the kernels compute on. float16 and bfloat16 are read and written as they are and computed in float32.
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+from ..tensors import DTYPES
 
 
 def _load() -> tuple[Any, str | None]:

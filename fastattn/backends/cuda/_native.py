@@ -6,11 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._functorch import is_functorch_wrapped_tensor, unwrap_if_dead
 
+from ..tensors import living, unlike
 from ..triton.chips import too_old
-
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # by their numbers in csrc/cuda/norm.h
 
 emulated: bool = os.environ.get("FASTATTN_CUDA_EMULATED", "0") not in ("", "0")
 
@@ -42,18 +40,9 @@ def unsupported(tensor: Tensor, *others: Tensor | None) -> str | None:
     if emulated != tensor.is_cpu or not (emulated or tensor.is_cuda):
         place = "CPU tensors (FASTATTN_CUDA_EMULATED is set)" if emulated else "GPU tensors"
         return f"it runs on {place}, and these are on {tensor.device}"
-    dtype = tensor.dtype
-    if dtype not in DTYPES:
-        return f"it computes in float32, bfloat16 and float16, not in {str(dtype).removeprefix('torch.')}"
     if not emulated and (why := too_old(tensor.device.index)) is not None:
         return why
-    for other in others:
-        if other is not None and (other.dtype != dtype or other.device != tensor.device):
-            return (
-                f"its tensors must share one dtype and device, and these are {str(dtype).removeprefix('torch.')} on "
-                f"{tensor.device} and {str(other.dtype).removeprefix('torch.')} on {other.device}"
-            )
-    return None
+    return unlike(tensor, *others)
 
 
 def address(tensor: Tensor | None, name: str, like: Tensor, shape: tuple[int, ...], *dtypes: torch.dtype) -> int:
@@ -65,8 +54,7 @@ def address(tensor: Tensor | None, name: str, like: Tensor, shape: tuple[int, ..
     """
     if tensor is None:
         return 0
-    if is_functorch_wrapped_tensor(tensor):  # it has outlived its transform, and stands for the tensor inside
-        tensor = unwrap_if_dead(tensor)
+    tensor = living(tensor)
     if tensor.device != like.device:
         raise ValueError(f"{name} is on {tensor.device}; expected {like.device}")
     if tuple(tensor.shape) != shape or not tensor.is_contiguous():

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from ..tensors import contiguous
+from ..tensors import DTYPES, contiguous
 from . import _native
-from ._native import DTYPES, address
+from ._native import address
 
 
 def unsupported(x: Tensor, residual: Tensor | None) -> str | None:

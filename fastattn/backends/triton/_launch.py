@@ -7,13 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._functorch import is_functorch_wrapped_tensor, unwrap_if_dead
 
+from ..tensors import living, unlike
 from . import interpreted, reason
 from .chips import too_old
 from .configs import Config
-
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 _one_at_a_time = threading.Lock()
 
@@ -46,16 +44,11 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, config: Config, **con
         return
     if 0 in grid:
         return
-    args = tuple(map(_living, args))
+    args = tuple(living(arg) if isinstance(arg, Tensor) else arg for arg in args)
     options = {"num_warps": config.num_warps, "num_stages": config.num_stages, "enable_fp_fusion": True}
     # The interpreter puts its own functions in the place of Triton's while a kernel runs: one thread at a time.
     with _one_at_a_time if interpreted else torch.cuda.device_of(args[0]):
         kernel[grid](*args, **constants, **config.tiles, **options)
-
-
-def _living(arg: Any) -> Any:
-    """A tensor that has outlived the transform in which it was made stands for another one, whose memory is meant."""
-    return unwrap_if_dead(arg) if isinstance(arg, Tensor) and is_functorch_wrapped_tensor(arg) else arg
 
 
 def unsupported(tensor: Tensor, *others: Tensor | None) -> str | None:
@@ -76,16 +69,7 @@ def unsupported(tensor: Tensor, *others: Tensor | None) -> str | None:
         return f"it runs on GPU tensors, and these are on {tensor.device}"
     elif (why := too_old(tensor.device.index)) is not None:
         return why
-    dtype = tensor.dtype
-    if dtype not in DTYPES:
-        return f"it computes in float32, bfloat16 and float16, not in {str(dtype).removeprefix('torch.')}"
-    for other in others:
-        if other is not None and (other.dtype != dtype or other.device != tensor.device):
-            return (
-                f"its tensors must share one dtype and device, and these are {str(dtype).removeprefix('torch.')} on "
-                f"{tensor.device} and {str(other.dtype).removeprefix('torch.')} on {other.device}"
-            )
-    return None
+    return unlike(tensor, *others)
 
 
 def precision(dtype: torch.dtype) -> str:
