@@ -43,9 +43,9 @@ $(VENV)/.torch: constraints.txt
 	$(BIN)/pip install torch -c constraints.txt
 	touch $@
 
-# One build for every target, with the emulated instruction sets, so that no target undoes another's.
+# One build for every target, with emulations of what the machine lacks, so that no target undoes another's.
 $(VENV)/.installed: $(VENV)/.torch $(SOURCES)
-	FASTATTN_BUILD_EMULATED=1 $(BIN)/pip install -e '.[transformers,test,bench,demo]' -c constraints.txt
+	FASTATTN_BUILD_EMULATED=auto $(BIN)/pip install -e '.[transformers,test,bench,demo]' -c constraints.txt
 	touch $@
 
 $(VENV)/.lint: $(VENV)/.torch pyproject.toml
