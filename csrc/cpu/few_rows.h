@@ -7,6 +7,8 @@
 //     row      | . . . | | . . . | | . …        multiply-adds. All rows pass by a group of columns before the next, so
 //     of A ═══ sums      sums      sums         B comes from memory once; A, copied, stays in the first-level cache.
 //                                               A single row takes twice the columns: four sums would wait for another.
+//                                               Several rows ask for the next group's columns while the first of them
+//                                               pass by this one's: 1.05 to 1.5 times as fast.
 //
 // A task is a stretch of columns. Sums over more than kDotChain vectors are made in parts, for accuracy.
 //
@@ -25,14 +27,15 @@ constexpr int kDotRows = kLanes == 16 ? 4 : 2, kDotColumns = 4, kOneRowColumns =
 constexpr int64_t kDotChain = 64;
 
 // sums[r * stride + j] = row r of A (whole vectors, `a_row` steps apart) times column j of B, for the first `columns`
-// of kColumns columns.
+// of kColumns columns. `ahead` of them, in elements, lie the columns that come next; 0 where they need not be asked for.
 template <class T, int kRows, int kColumns>
 __attribute__((noinline)) void dot_products(int rows, int64_t depth, const typename Multiplied<T>::Step* a,
-                                            int64_t a_row, const T* b, int64_t b_column, int columns, float* sums,
-                                            int64_t stride) {
+                                            int64_t a_row, const T* b, int64_t b_column, int columns, int64_t ahead,
+                                            float* sums, int64_t stride) {
     if constexpr (kRows > 1) {
         if (rows < kRows) {
-            return dot_products<T, kRows - 1, kColumns>(rows, depth, a, a_row, b, b_column, columns, sums, stride);
+            return dot_products<T, kRows - 1, kColumns>(rows, depth, a, a_row, b, b_column, columns, ahead, sums,
+                                                        stride);
         }
     }
     constexpr int64_t kElements = kLanes * Multiplied<T>::kSteps;  // a vector
@@ -45,6 +48,9 @@ __attribute__((noinline)) void dot_products(int rows, int64_t depth, const typen
         auto add = [&](int64_t d, auto load_b) FASTATTN_BODY {
             Vec right[kColumns];
             for (int j = 0; j < kColumns; ++j) right[j] = load_b(column[j] + d);
+            if constexpr (kColumns != kOneRowColumns) {
+                for (int j = 0; j < kColumns; ++j) __builtin_prefetch(column[j] + d + ahead);
+            }
 #pragma GCC unroll 4
             for (int r = 0; r < kRows; ++r) {
                 const Vec left = detail::load_step(a + r * a_row + d / Multiplied<T>::kSteps);
@@ -89,14 +95,16 @@ inline void few_rows(int64_t rows, int64_t columns, int64_t depth, Matrix<T> a, 
         float* to = sums.of(thread);
         for (int64_t c = 0; rows == 1 && c < count; c += kOneRowColumns) {
             dot_products<T, 1, kOneRowColumns>(1, depth, copied.get(), a_row, b.from(0, first + c).data, b.column,
-                                               static_cast<int>(smaller(kOneRowColumns, count - c)), to + c, stretch);
+                                               static_cast<int>(smaller(kOneRowColumns, count - c)), 0, to + c,
+                                               stretch);
         }
         for (int64_t c = 0; rows > 1 && c < count; c += kDotColumns) {
             const int some = static_cast<int>(smaller(kDotColumns, count - c));
+            const int64_t ahead = c + 2 * kDotColumns <= count ? kDotColumns * b.column : 0;
             for (int64_t r = 0; r < rows; r += kDotRows) {
-                dot_products<T, kDotRows, kDotColumns>(static_cast<int>(smaller(kDotRows, rows - r)), depth,
-                                                       copied.get() + r * a_row, a_row, b.from(0, first + c).data,
-                                                       b.column, some, to + r * stretch + c, stretch);
+                dot_products<T, kDotRows, kDotColumns>(
+                    static_cast<int>(smaller(kDotRows, rows - r)), depth, copied.get() + r * a_row, a_row,
+                    b.from(0, first + c).data, b.column, some, r == 0 ? ahead : 0, to + r * stretch + c, stretch);
             }
         }
         finish.function(finish.epilogue, 0, rows, first, count, to, stretch);
