@@ -2,12 +2,13 @@
 
 fastattn.accelerate(model)     a pretrained or hand-written model, faster, in place
 fastattn.nn                    torch.nn's Transformer modules, drop in
+fastattn.models                whole models on the kernels: train them, or read pretrained weights
 fastattn.<op>                  the functions below them
 fastattn.explain, use_backend  which kernel runs, and choosing it
 fastattn.verify                the numerics rule, for our kernels and for your model
 """
 
-from . import nn, verify
+from . import models, nn, verify
 from .accelerate import accelerate, restore
 from .dispatch import explain, use_backend
 from .ops import (
@@ -40,6 +41,7 @@ __all__ = [
     "layer_norm",
     "linear",
     "linear_cross_entropy",
+    "models",
     "nn",
     "restore",
     "rms_norm",

@@ -7,7 +7,7 @@ from transformers_cases import assert_near, batch, kept, make, pair, run
 
 from fastattn import ops
 from fastattn.integrations.transformers.attention import attention_forward
-from fastattn.integrations.transformers.packing import PackedSequences
+from fastattn.nn.packed_sequences import PackedSequences
 
 
 @pytest.fixture

@@ -18,9 +18,10 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import bidirectional_mask_function, sdpa_mask
 
 from fastattn import ops
+from fastattn.nn.packed_sequences import PackedSequences
 
 from ..warn import warn_once
-from .packing import PADDING, PackedSequences, wanted_outputs
+from .packing import PADDING, wanted_outputs
 
 NAME = "fastattn"
 

@@ -13,10 +13,11 @@ from fastattn import ops
 from fastattn.nn import _modules
 from fastattn.nn._encoder_layer import may_run, plain_norm
 from fastattn.nn.feed_forward import activation_name, weights
+from fastattn.nn.packed_sequences import PackedSequences
 
 from ..patterns import FeedForwardAddNorm
 from .attention import NAME
-from .packing import PackedSequences, wanted_outputs
+from .packing import wanted_outputs
 
 
 class EncoderLayer(FeedForwardAddNorm):

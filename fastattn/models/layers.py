@@ -1,0 +1,61 @@
+"""Transformer layers on `SelfAttention` and `fastattn.nn.FeedForward`, and their initialisation."""
+
+import math
+
+from torch import Tensor, nn
+
+from fastattn.nn import FeedForward, LayerNorm, RMSNorm
+
+from .self_attention import SelfAttention, Tokens
+
+Angles = tuple[Tensor, Tensor] | None
+
+
+def make_norm(kind: str, d_model: int, eps: float) -> LayerNorm | RMSNorm:
+    """A "layer" or "rms" norm."""
+    return LayerNorm(d_model, eps) if kind == "layer" else RMSNorm(d_model, eps)
+
+
+class PreNormLayer(nn.Module):
+    """x = x + attention(norm1(x)); x = x + feed_forward(norm2(x)), each branch dropped out before it is added.
+
+    A layer gives the branch of its feed-forward network without adding it: the next layer's norm1, or the norm at the end
+    of the model, adds and normalises in one pass.
+
+    Source: Xiong et al., 2020.
+    """
+
+    def __init__(
+        self, attention: SelfAttention, feed_forward: FeedForward, norms: list[LayerNorm | RMSNorm], dropout: float
+    ) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = norms
+        self.attention, self.feed_forward, self.dropout = attention, feed_forward, dropout
+
+    def forward(self, branch: Tensor | None, x: Tensor, tokens: Tokens, angles: Angles) -> tuple[Tensor, Tensor]:
+        """(branch, x) to (branch, x), each (batch, seq, d_model); the first layer has no branch to add."""
+        p = self.dropout if self.training else 0.0
+        if branch is None:
+            normed = self.norm1(x, dropout_p=0.0)
+        else:
+            normed, x = self.norm1(branch, x, dropout_p=p)
+        normed, x = self.norm2(self.attention(normed, tokens, angles), x, dropout_p=p)
+        return self.feed_forward(normed), x
+
+
+def initialise(model: nn.Module, std: float, branches: int) -> None:
+    """Weights normal with deviation std, those that end one of the `branches` residual branches std / sqrt(branches);
+    biases 0, norms 1.
+
+    Source: Radford et al., "Language Models are Unsupervised Multitask Learners", 2019.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, std=std)
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+    for module in model.modules():
+        if isinstance(module, SelfAttention):
+            nn.init.normal_(module.out.weight, std=std / math.sqrt(branches))
+        if isinstance(module, FeedForward):
+            nn.init.normal_(module.linear2.weight, std=std / math.sqrt(branches))
