@@ -2,7 +2,7 @@
 
 import torch
 
-from fastattn.models import DecoderLM, DecoderLMConfig
+from fastattn.models import DecoderLM, DecoderLMConfig, Encoder, EncoderConfig
 
 VOCAB = 61
 SIZES = {"vocab_size": VOCAB, "d_model": 32, "layers": 2, "heads": 4}
@@ -26,6 +26,11 @@ def decoder(name: str, **changes) -> DecoderLM:
     return shake(DecoderLM(config)).eval()
 
 
+def encoder(**changes) -> Encoder:
+    torch.manual_seed(11)
+    return shake(Encoder(EncoderConfig(**(SIZES | {"max_positions": 24} | changes)))).eval()
+
+
 def padded(side: str, lengths: tuple[int, ...] = (9, 4, 1, 7)) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
     """(input_ids, attention_mask, the sequences themselves); "scattered" has padding inside, too."""
     generator = torch.Generator().manual_seed(3)
@@ -47,6 +52,11 @@ def padded(side: str, lengths: tuple[int, ...] = (9, 4, 1, 7)) -> tuple[torch.Te
 def gradients(model: torch.nn.Module, loss: torch.Tensor) -> dict[str, torch.Tensor]:
     found = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
     return {name: grad for (name, _), grad in zip(model.named_parameters(), found, strict=True)}
+
+
+def assert_close(given: torch.Tensor, expected: torch.Tensor, tolerance: float = 2e-5) -> None:
+    """Equal up to tolerance of each value and of the largest."""
+    torch.testing.assert_close(given, expected, rtol=tolerance, atol=tolerance * expected.abs().max().item())
 
 
 def assert_same(given: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], tolerance: float) -> None:

@@ -6,17 +6,12 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from model_cases import DECODERS, SIZES, VOCAB, assert_same, decoder, gradients, padded
+from model_cases import DECODERS, SIZES, VOCAB, assert_close, assert_same, decoder, gradients, padded
 
 import fastattn
 from fastattn.models import DecoderLM, DecoderLMConfig
 
-TOLERANCE = 2e-5
 NAMES = pytest.mark.parametrize("name", DECODERS)
-
-
-def assert_close(given, expected):
-    torch.testing.assert_close(given, expected, rtol=TOLERANCE, atol=TOLERANCE * expected.abs().max().item())
 
 
 @NAMES

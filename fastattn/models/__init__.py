@@ -1,10 +1,33 @@
 """Whole models on fastattn's kernels, small enough to read.
 
-DecoderLM      GPT-like and Llama-like language models, for training and, with a cache, for generation
-KeyValueCache  what a decoder remembers while it generates
+DecoderLM           GPT-like and Llama-like language models, for training and, with a cache, for generation
+KeyValueCache       what a decoder remembers while it generates
+Encoder             BERT-like encoders, and heads on them:
+SequenceClassifier  a class, or several, for each sequence
+TokenTagger         a class for each token
+SpanAnswerer        where in the sequence the answer stands
+Embedder            a vector for each sequence
+
+All have save_pretrained and from_pretrained; DecoderLM also reads Hugging Face's GPT-2 and Llama, Encoder BERT.
 """
 
 from .cache import KeyValueCache
 from .decoder import DecoderLM, DecoderLMConfig, LanguageModelOutput
+from .encoder import Encoder, EncoderConfig
+from .heads import Embedder, HeadConfig, HeadOutput, SequenceClassifier, SpanAnswerer, SpanOutput, TokenTagger
 
-__all__ = ["DecoderLM", "DecoderLMConfig", "KeyValueCache", "LanguageModelOutput"]
+__all__ = [
+    "DecoderLM",
+    "DecoderLMConfig",
+    "Embedder",
+    "Encoder",
+    "EncoderConfig",
+    "HeadConfig",
+    "HeadOutput",
+    "KeyValueCache",
+    "LanguageModelOutput",
+    "SequenceClassifier",
+    "SpanAnswerer",
+    "SpanOutput",
+    "TokenTagger",
+]

@@ -46,6 +46,19 @@ def same_shape(name: str, x: Tensor, other_name: str, other: Tensor) -> None:
         )
 
 
+def shape(name: str, x: Tensor, layout: str, expected: tuple[int, ...]) -> None:
+    _checks.tensor(name, x)
+    if x.shape != expected:
+        raise ValueError(f"{name} has shape {tuple(x.shape)}; expected {layout} = {expected}")
+
+
+def within_positions(longest: int, most: int) -> None:
+    if longest > most:
+        raise ValueError(
+            f"a sequence has {longest} tokens but max_positions is {most}; cut it, or make the model with more positions"
+        )
+
+
 def kept_tokens(attention_mask: Tensor | None, input_ids: Tensor) -> Tensor | None:
     """attention_mask as bool; None where it keeps every token."""
     if attention_mask is None:

@@ -15,6 +15,7 @@ from fastattn.nn.packed_sequences import PackedSequences
 from . import _checks
 from .cache import KeyValueCache
 from .layers import Angles, PreNormLayer, initialise, make_norm
+from .pretrained import Pretrained
 from .self_attention import Continued, Packed, Prompts, SelfAttention, Tokens, Whole
 
 
@@ -111,7 +112,7 @@ class LanguageModelOutput:
     loss: Tensor | None = None
 
 
-class DecoderLM(nn.Module):
+class DecoderLM(Pretrained):
     """A causal language model: embeddings, pre-norm layers, a norm, and a head.
 
     Args:
@@ -119,6 +120,9 @@ class DecoderLM(nn.Module):
 
     Source: Radford et al., 2019 (GPT-2); Touvron et al., 2023 (Llama).
     """
+
+    config_class = DecoderLMConfig
+    config: DecoderLMConfig
 
     def __init__(self, config: DecoderLMConfig) -> None:
         super().__init__()
@@ -259,11 +263,7 @@ class DecoderLM(nn.Module):
         positions = tokens.positions(input_ids)
         angles: Angles = None
         if self.positions is not None:
-            if longest > self.config.max_positions:
-                raise ValueError(
-                    f"a sequence has {longest} tokens but max_positions is {self.config.max_positions}; cut it, or make "
-                    f"the model with more positions"
-                )
+            _checks.within_positions(longest, self.config.max_positions)
             x = x + self.positions(positions)
         elif self.rotary is not None:
             angles = self.rotary.cos_sin(positions)

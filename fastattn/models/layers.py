@@ -43,8 +43,28 @@ class PreNormLayer(nn.Module):
         return self.feed_forward(normed), x
 
 
-def initialise(model: nn.Module, std: float, branches: int) -> None:
-    """Weights normal with deviation std, those that end one of the `branches` residual branches std / sqrt(branches);
+class PostNormLayer(nn.Module):
+    """x = norm1(x + attention(x)); x = norm2(x + feed_forward(x)), each branch dropped out before it is added.
+
+    Source: Vaswani et al., 2017.
+    """
+
+    def __init__(
+        self, attention: SelfAttention, feed_forward: FeedForward, norms: list[LayerNorm | RMSNorm], dropout: float
+    ) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = norms
+        self.attention, self.feed_forward, self.dropout = attention, feed_forward, dropout
+
+    def forward(self, x: Tensor, tokens: Tokens, angles: Angles = None) -> Tensor:
+        """x (batch, seq, d_model) to the same."""
+        p = self.dropout if self.training else 0.0
+        x = self.norm1(self.attention(x, tokens, angles), x, dropout_p=p)[0]
+        return self.norm2(self.feed_forward(x), x, dropout_p=p)[0]
+
+
+def initialise(model: nn.Module, std: float, branches: int = 1) -> None:
+    """Weights normal with deviation std, those that end one of the `branches` that a norm sums std / sqrt(branches);
     biases 0, norms 1.
 
     Source: Radford et al., "Language Models are Unsupervised Multitask Learners", 2019.

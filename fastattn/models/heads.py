@@ -1,0 +1,265 @@
+"""What is asked of an encoder: a class for a sequence or for each token, a span, a vector."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastattn import ops
+
+from . import _checks
+from .encoder import Encoder, EncoderConfig
+from .pretrained import Pretrained
+
+POOLINGS = ("cls", "mean", "max")
+
+
+@dataclass
+class HeadConfig:
+    """An encoder and the head on it.
+
+    Attributes:
+        encoder: the encoder's configuration.
+        labels: how many classes (SequenceClassifier, TokenTagger).
+        pooling: what stands for a sequence (SequenceClassifier, Embedder): "cls", its first token; "mean" or "max" over its
+            tokens.
+        dropout: of what the head's linear layer gets, in training.
+        normalise: whether an Embedder's vectors have length 1.
+
+    Raises:
+        ValueError: sizes or names that do not fit.
+    """
+
+    encoder: EncoderConfig
+    labels: int = 2
+    pooling: str = "cls"
+    dropout: float = 0.0
+    normalise: bool = True
+
+    def __post_init__(self) -> None:
+        if isinstance(self.encoder, dict):  # from a config.json
+            self.encoder = EncoderConfig(**self.encoder)
+        _checks.sizes(self, "labels")
+        _checks.one_of("pooling", self.pooling, POOLINGS)
+        _checks.probabilities(self, "dropout")
+
+
+@dataclass
+class HeadOutput:
+    """Scores of classes, (batch, labels) or (batch, seq, labels), and, where labels were given, the loss, a scalar."""
+
+    logits: Tensor
+    loss: Tensor | None = None
+
+
+@dataclass
+class SpanOutput:
+    """Scores of each token to be an answer's first and last, (batch, seq) each, -inf at the padding; and the loss."""
+
+    start_logits: Tensor
+    end_logits: Tensor
+    loss: Tensor | None = None
+
+    def best_spans(self, longest: int) -> Tensor:
+        """(batch, 2), int64: first and last token of the best span of at most `longest` tokens."""
+        seq = self.start_logits.shape[1]
+        first = torch.arange(seq, device=self.start_logits.device)
+        length = first - first[:, None] + 1
+        scores = self.start_logits[:, :, None] + self.end_logits[:, None, :]
+        best = scores.masked_fill((length < 1) | (length > longest), -torch.inf).flatten(1).argmax(dim=1)
+        return torch.stack((best // seq, best % seq), dim=1)
+
+
+Head = TypeVar("Head", bound="_Head")
+
+
+class _Head(Pretrained):
+    config_class = HeadConfig
+    config: HeadConfig
+
+    def __init__(self, config: HeadConfig, encoder: Encoder | None = None, scores: int = 0) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config.encoder) if encoder is None else encoder
+        self.dropout = nn.Dropout(config.dropout)
+        if scores:
+            like = self.encoder.embedding.weight
+            self.head = nn.Linear(config.encoder.d_model, scores, device=like.device, dtype=like.dtype)
+            nn.init.normal_(self.head.weight, std=config.encoder.initial_std)
+            nn.init.zeros_(self.head.bias)
+
+    @classmethod
+    def from_encoder(cls: type[Head], encoder: Encoder, **fields: Any) -> Head:
+        """A new head on an encoder, such as `Encoder.from_pretrained(folder)`; fields are those of `HeadConfig`."""
+        return cls(HeadConfig(encoder.config, **fields), encoder)
+
+    def _scores(self, hidden: Tensor) -> Tensor:
+        return ops.linear(self.dropout(hidden), self.head.weight, self.head.bias)
+
+
+class SequenceClassifier(_Head):
+    """A class, or any number of classes, for each sequence: a linear layer on the pooled hidden states.
+
+    Args:
+        config: see `HeadConfig`.
+        encoder: to build on; None makes one.
+    """
+
+    def __init__(self, config: HeadConfig, encoder: Encoder | None = None) -> None:
+        super().__init__(config, encoder, config.labels)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+    ) -> HeadOutput:
+        """Scores (batch, labels), and the loss given labels.
+
+        Args:
+            input_ids, attention_mask, token_type_ids: as `Encoder.forward`'s.
+            labels: (batch,), int64: the mean cross entropy, without those that are -100; or (batch, labels), floating,
+                0 to 1: the mean binary cross entropy of each class by itself.
+        """
+        hidden = self.encoder(input_ids, attention_mask, token_type_ids)
+        logits = self._scores(pool(hidden, attention_mask, self.config.pooling))
+        if labels is None:
+            return HeadOutput(logits)
+        if not labels.is_floating_point():
+            return HeadOutput(logits, F.cross_entropy(_wide(logits), labels))
+        _checks.same_shape("labels", labels, "logits", logits)
+        return HeadOutput(logits, F.binary_cross_entropy_with_logits(_wide(logits), labels.to(_wide(logits).dtype)))
+
+
+class TokenTagger(_Head):
+    """A class for each token: a linear layer on its hidden state.
+
+    Args:
+        config: see `HeadConfig`.
+        encoder: to build on; None makes one.
+    """
+
+    def __init__(self, config: HeadConfig, encoder: Encoder | None = None) -> None:
+        super().__init__(config, encoder, config.labels)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+    ) -> HeadOutput:
+        """Scores (batch, seq, labels), and the mean cross entropy given labels.
+
+        Args:
+            input_ids, attention_mask, token_type_ids: as `Encoder.forward`'s.
+            labels: (batch, seq), int64; -100 is ignored, and so is the padding.
+        """
+        logits = self._scores(self.encoder(input_ids, attention_mask, token_type_ids))
+        if labels is None:
+            return HeadOutput(logits)
+        _checks.same_shape("labels", labels, "input_ids", input_ids)
+        if attention_mask is not None:
+            labels = labels.masked_fill(~attention_mask.bool(), -100)
+        return HeadOutput(logits, F.cross_entropy(_wide(logits).flatten(0, 1), labels.flatten()))
+
+
+class SpanAnswerer(_Head):
+    """Where the answer stands in a sequence: a linear layer scores each token as its first and as its last.
+
+    Args:
+        config: see `HeadConfig`.
+        encoder: to build on; None makes one.
+
+    Source: Devlin et al., 2019.
+    """
+
+    def __init__(self, config: HeadConfig, encoder: Encoder | None = None) -> None:
+        super().__init__(config, encoder, 2)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+    ) -> SpanOutput:
+        """Scores, and given labels the mean of the cross entropies of first and last.
+
+        Args:
+            input_ids, attention_mask, token_type_ids: as `Encoder.forward`'s.
+            labels: (batch, 2), int64: places of the answer's first and last token; -100 for none, which is ignored.
+        """
+        logits = self._scores(self.encoder(input_ids, attention_mask, token_type_ids))
+        if attention_mask is not None:
+            logits = logits.masked_fill(~attention_mask.bool()[..., None], -torch.inf)
+        start, end = logits.unbind(-1)
+        if labels is None:
+            return SpanOutput(start, end)
+        _checks.shape("labels", labels, "(batch, 2)", (input_ids.shape[0], 2))
+        losses = [
+            F.cross_entropy(_wide(scores), place) for scores, place in zip((start, end), labels.unbind(1), strict=True)
+        ]
+        return SpanOutput(start, end, (losses[0] + losses[1]) / 2)
+
+
+class Embedder(_Head):
+    """A vector for each sequence: its pooled hidden states, of length 1 where config.normalise.
+
+    Args:
+        config: see `HeadConfig`.
+        encoder: to build on; None makes one.
+
+    Source: Reimers and Gurevych, "Sentence-BERT", 2019.
+    """
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
+    ) -> Tensor:
+        """(batch, d_model). Arguments as `Encoder.forward`'s."""
+        pooled = pool(self.encoder(input_ids, attention_mask, token_type_ids), attention_mask, self.config.pooling)
+        return F.normalize(pooled, dim=-1) if self.config.normalise else pooled
+
+    def contrastive_loss(
+        self,
+        query: Mapping[str, Tensor],
+        positive: Mapping[str, Tensor],
+        temperature: float | Tensor = 0.05,
+        symmetric: bool = False,
+    ) -> Tensor:
+        """`fastattn.info_nce` of pairs: each query should be nearest to its own positive, of all in the batch.
+
+        Args:
+            query, positive: the arguments of `forward` by name, as tokenizers give them, for equally many sequences.
+            temperature, symmetric: as `fastattn.info_nce`'s.
+        """
+        return ops.info_nce(self(**query), self(**positive), temperature=temperature, symmetric=symmetric)
+
+
+def pool(hidden: Tensor, attention_mask: Tensor | None, pooling: str) -> Tensor:
+    """One row for each sequence of hidden (batch, seq, dim), over the tokens that the mask keeps; zeros where there is none.
+
+    Args:
+        hidden: zeros at the padding.
+        attention_mask: (batch, seq), true at the tokens; None for all.
+        pooling: "cls" (the first token), "mean" or "max".
+    """
+    if attention_mask is None:
+        return {"cls": lambda: hidden[:, 0], "mean": lambda: hidden.mean(1), "max": lambda: hidden.amax(1)}[pooling]()
+    kept = attention_mask.bool()
+    if pooling == "cls":
+        first = kept.int().argmax(dim=1)
+        return hidden[torch.arange(hidden.shape[0], device=hidden.device), first]
+    if pooling == "mean":
+        return hidden.sum(1) / kept.sum(1, keepdim=True).clamp(min=1)
+    nothing = ~kept.any(dim=1, keepdim=True)
+    return hidden.masked_fill(~kept[..., None], -torch.inf).amax(1).masked_fill(nothing, 0.0)
+
+
+def _wide(x: Tensor) -> Tensor:
+    """Losses are computed in float32 or wider."""
+    return x if x.dtype == torch.float64 else x.float()

@@ -1,0 +1,246 @@
+"""Where Hugging Face's models keep their weights: one table a family.
+
+A row gives, for one of our weights, theirs: renamed; several, joined along the rows (query, key, value); or transposed (GPT-2's
+Conv1D). "{}" stands for the number of the layer.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One of our weights made of theirs.
+
+    Attributes:
+        sources: their names; several are joined along the first dimension, after they are transposed.
+        transposed: whether theirs are (in, out).
+    """
+
+    sources: tuple[str, ...]
+    transposed: bool = False
+
+    def of_layer(self, number: int) -> "Weight":
+        return Weight(tuple(source.format(number) for source in self.sources), self.transposed)
+
+    def join(self, tensors: list[Tensor]) -> Tensor:
+        if self.transposed:
+            tensors = [tensor.T for tensor in tensors]
+        return torch.cat(tensors) if len(tensors) > 1 else tensors[0].contiguous()
+
+
+@dataclass(frozen=True)
+class Family:
+    """How to read a family of Hugging Face's models.
+
+    Attributes:
+        model: name of our class.
+        prefix: what the model with a head puts before the names of the model without.
+        table: our names to theirs, without the prefix.
+        config: the fields of their config.json to those of our configuration; raises ValueError for what we have not.
+        head: rows for a head that is not tied.
+        tied: their name of a tied head, and of what it is tied to.
+        ignore: patterns of names that hold no weights: buffers of older versions, parts we leave out.
+    """
+
+    model: str
+    prefix: str
+    table: dict[str, Weight]
+    config: Callable[[dict[str, Any]], dict[str, Any]]
+    head: dict[str, Weight]
+    tied: dict[str, str]
+    ignore: str = "$^"
+
+    def weights(self, config: Any) -> Iterator[tuple[str, Weight]]:
+        """(our name, weight) for every weight of a model."""
+        tied = getattr(config, "tied_head", True)
+        for name, weight in (self.table | ({} if tied else self.head)).items():
+            for number in range(config.layers if "{}" in name else 1):
+                yield name.format(number), weight.of_layer(number)
+
+    def copies(self, config: Any) -> dict[str, str]:
+        """Names that may be there beside the weight whose copy they are."""
+        return self.tied if getattr(config, "tied_head", True) else {}
+
+    def ignored(self, name: str) -> bool:
+        return re.search(self.ignore, name) is not None
+
+
+_ACTIVATIONS = {
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "relu": "relu",
+    "silu": "silu",
+    "swish": "silu",
+}
+
+
+def _activation(given: str) -> str:
+    if given not in _ACTIVATIONS:
+        raise ValueError(f"the activation {given!r} is not supported; expected one of {', '.join(_ACTIVATIONS)}")
+    return _ACTIVATIONS[given]
+
+
+def _require(fields: dict[str, Any], **expected: Any) -> None:
+    """Options that we have in one setting only; a missing one has it."""
+    for name, value in expected.items():
+        if fields.get(name, value) != value:
+            raise ValueError(f"the option {name}={fields[name]!r} is not supported; expected {value!r}")
+
+
+def _affine(ours: str, *theirs: str, transposed: bool = False) -> dict[str, Weight]:
+    """The weight and the bias of one of our modules, of one of theirs or of several joined."""
+    return {
+        f"{ours}.weight": Weight(tuple(f"{name}.weight" for name in theirs), transposed),
+        f"{ours}.bias": Weight(tuple(f"{name}.bias" for name in theirs)),
+    }
+
+
+def _gpt2_config(fields: dict[str, Any]) -> dict[str, Any]:
+    _require(fields, scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False, add_cross_attention=False)
+    _require(fields, embd_pdrop=fields.get("resid_pdrop", 0.1))  # we have one probability for both
+    return {
+        "vocab_size": fields["vocab_size"],
+        "d_model": fields["n_embd"],
+        "layers": fields["n_layer"],
+        "heads": fields["n_head"],
+        "dim_feedforward": fields.get("n_inner"),
+        "max_positions": fields["n_positions"],
+        "norm_eps": fields.get("layer_norm_epsilon", 1e-5),
+        "activation": _activation(fields.get("activation_function", "gelu_new")),
+        "tied_head": fields.get("tie_word_embeddings", True),
+        "dropout": fields.get("resid_pdrop", 0.1),
+        "attention_dropout": fields.get("attn_pdrop", 0.1),
+        "initial_std": fields.get("initializer_range", 0.02),
+    }
+
+
+_GPT2 = {
+    "embedding.weight": Weight(("wte.weight",)),
+    "positions.weight": Weight(("wpe.weight",)),
+    **_affine("layers.{}.norm1", "h.{}.ln_1"),
+    **_affine("layers.{}.attention.qkv", "h.{}.attn.c_attn", transposed=True),
+    **_affine("layers.{}.attention.out", "h.{}.attn.c_proj", transposed=True),
+    **_affine("layers.{}.norm2", "h.{}.ln_2"),
+    **_affine("layers.{}.feed_forward.linear1", "h.{}.mlp.c_fc", transposed=True),
+    **_affine("layers.{}.feed_forward.linear2", "h.{}.mlp.c_proj", transposed=True),
+    **_affine("norm", "ln_f"),
+}
+
+
+def _llama_config(fields: dict[str, Any]) -> dict[str, Any]:
+    _require(fields, attention_bias=False, mlp_bias=False)
+    if fields.get("pretraining_tp") not in (None, 1):
+        raise ValueError(f"the option pretraining_tp={fields['pretraining_tp']!r} is not supported; expected 1")
+    # transformers 5 keeps all of it in rope_parameters; 4 had rope_theta, and rope_scaling for what is not plain.
+    rope = fields.get("rope_parameters") or fields.get("rope_scaling") or {}
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind != "default" or rope.get("partial_rotary_factor", 1.0) != 1.0:
+        raise ValueError(
+            f"rotary positions with {rope} are not supported; expected rope_type 'default' of the whole head"
+        )
+    return {
+        "vocab_size": fields["vocab_size"],
+        "d_model": fields["hidden_size"],
+        "layers": fields["num_hidden_layers"],
+        "heads": fields["num_attention_heads"],
+        "kv_heads": fields.get("num_key_value_heads"),
+        "head_dim": fields.get("head_dim"),
+        "dim_feedforward": fields["intermediate_size"],
+        "max_positions": fields.get("max_position_embeddings", 2048),
+        "positions": "rotary",
+        "rope_theta": rope.get("rope_theta", fields.get("rope_theta", 10000.0)),
+        "norm": "rms",
+        "norm_eps": fields.get("rms_norm_eps", 1e-6),
+        "activation": _activation(fields.get("hidden_act", "silu")),
+        "gated": True,
+        "bias": False,
+        "tied_head": fields.get("tie_word_embeddings", False),
+        "attention_dropout": fields.get("attention_dropout", 0.0),
+        "initial_std": fields.get("initializer_range", 0.02),
+    }
+
+
+_LLAMA_ATTENTION = "layers.{}.self_attn."
+_LLAMA = {
+    "embedding.weight": Weight(("embed_tokens.weight",)),
+    "layers.{}.norm1.weight": Weight(("layers.{}.input_layernorm.weight",)),
+    "layers.{}.attention.qkv.weight": Weight(tuple(f"{_LLAMA_ATTENTION}{x}_proj.weight" for x in "qkv")),
+    "layers.{}.attention.out.weight": Weight((f"{_LLAMA_ATTENTION}o_proj.weight",)),
+    "layers.{}.norm2.weight": Weight(("layers.{}.post_attention_layernorm.weight",)),
+    "layers.{}.feed_forward.linear1.weight": Weight(("layers.{}.mlp.up_proj.weight",)),
+    "layers.{}.feed_forward.linear_gate.weight": Weight(("layers.{}.mlp.gate_proj.weight",)),
+    "layers.{}.feed_forward.linear2.weight": Weight(("layers.{}.mlp.down_proj.weight",)),
+    "norm.weight": Weight(("norm.weight",)),
+}
+_HEAD = {"head.weight": Weight(("lm_head.weight",))}
+
+
+def _bert_config(fields: dict[str, Any]) -> dict[str, Any]:
+    _require(fields, position_embedding_type="absolute", is_decoder=False, add_cross_attention=False)
+    return {
+        "vocab_size": fields["vocab_size"],
+        "d_model": fields["hidden_size"],
+        "layers": fields["num_hidden_layers"],
+        "heads": fields["num_attention_heads"],
+        "dim_feedforward": fields["intermediate_size"],
+        "max_positions": fields["max_position_embeddings"],
+        "token_types": fields.get("type_vocab_size", 2),
+        "norm_eps": fields.get("layer_norm_eps", 1e-12),
+        "activation": _activation(fields.get("hidden_act", "gelu")),
+        "dropout": fields.get("hidden_dropout_prob", 0.1),
+        "attention_dropout": fields.get("attention_probs_dropout_prob", 0.1),
+        "initial_std": fields.get("initializer_range", 0.02),
+    }
+
+
+_BERT_LAYER = "encoder.layer.{}."
+_BERT = {
+    "embedding.weight": Weight(("embeddings.word_embeddings.weight",)),
+    "positions.weight": Weight(("embeddings.position_embeddings.weight",)),
+    "token_types.weight": Weight(("embeddings.token_type_embeddings.weight",)),
+    **_affine("norm", "embeddings.LayerNorm"),
+    **_affine("layers.{}.attention.qkv", *(f"{_BERT_LAYER}attention.self.{x}" for x in ("query", "key", "value"))),
+    **_affine("layers.{}.attention.out", f"{_BERT_LAYER}attention.output.dense"),
+    **_affine("layers.{}.norm1", f"{_BERT_LAYER}attention.output.LayerNorm"),
+    **_affine("layers.{}.feed_forward.linear1", f"{_BERT_LAYER}intermediate.dense"),
+    **_affine("layers.{}.feed_forward.linear2", f"{_BERT_LAYER}output.dense"),
+    **_affine("layers.{}.norm2", f"{_BERT_LAYER}output.LayerNorm"),
+}
+
+FAMILIES = {
+    "bert": Family(
+        "Encoder",
+        "bert.",
+        _BERT,
+        _bert_config,
+        {},
+        {},
+        r"embeddings\.position_ids$|^(bert\.)?pooler\.|^cls\.",  # a buffer, and the heads of pretraining
+    ),
+    "gpt2": Family(
+        "DecoderLM",
+        "transformer.",
+        _GPT2,
+        _gpt2_config,
+        _HEAD,
+        {"lm_head.weight": "wte.weight"},
+        r"\.attn\.(masked_)?bias$",  # the causal mask, which older versions stored
+    ),
+    "llama": Family(
+        "DecoderLM",
+        "model.",
+        _LLAMA,
+        _llama_config,
+        _HEAD,
+        {"lm_head.weight": "embed_tokens.weight"},
+        r"\.rotary_emb\.inv_freq$",
+    ),
+}
