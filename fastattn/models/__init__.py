@@ -7,13 +7,16 @@ SequenceClassifier  a class, or several, for each sequence
 TokenTagger         a class for each token
 SpanAnswerer        where in the sequence the answer stands
 Embedder            a vector for each sequence
+EncoderDecoder      T5-like models from sequences to sequences
 
-All have save_pretrained and from_pretrained; DecoderLM also reads Hugging Face's GPT-2 and Llama, Encoder BERT.
+All have save_pretrained and from_pretrained; DecoderLM also reads Hugging Face's GPT-2 and Llama, Encoder BERT,
+EncoderDecoder T5.
 """
 
 from .cache import KeyValueCache
 from .decoder import DecoderLM, DecoderLMConfig, LanguageModelOutput
 from .encoder import Encoder, EncoderConfig
+from .encoder_decoder import EncoderDecoder, EncoderDecoderConfig
 from .heads import Embedder, HeadConfig, HeadOutput, SequenceClassifier, SpanAnswerer, SpanOutput, TokenTagger
 
 __all__ = [
@@ -22,6 +25,8 @@ __all__ = [
     "Embedder",
     "Encoder",
     "EncoderConfig",
+    "EncoderDecoder",
+    "EncoderDecoderConfig",
     "HeadConfig",
     "HeadOutput",
     "KeyValueCache",

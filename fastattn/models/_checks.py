@@ -59,11 +59,11 @@ def within_positions(longest: int, most: int) -> None:
         )
 
 
-def kept_tokens(attention_mask: Tensor | None, input_ids: Tensor) -> Tensor | None:
+def kept_tokens(attention_mask: Tensor | None, input_ids: Tensor, prefix: str = "") -> Tensor | None:
     """attention_mask as bool; None where it keeps every token."""
     if attention_mask is None:
         return None
-    same_shape("attention_mask", attention_mask, "input_ids", input_ids)
+    same_shape(f"{prefix}attention_mask", attention_mask, f"{prefix}input_ids", input_ids)
     kept = attention_mask.bool()
     return None if bool(kept.all()) else kept
 

@@ -220,7 +220,7 @@ class DecoderLM(Pretrained):
         rows = torch.arange(cache.batch, device=input_ids.device)
         rows = rows.repeat_interleave(lengths, output_size=input_ids.shape[0])
         places = torch.arange(input_ids.shape[0], device=input_ids.device) - cu_seqlens[rows] + rows * cache.capacity
-        tokens = Prompts(True, PackedSequences(places, cu_seqlens, max_seqlen), cache)
+        tokens = Prompts(True, PackedSequences(places, cu_seqlens, max_seqlen), cache=cache)
         ends = cu_seqlens[1:].long() - 1
         hidden = self._run(input_ids.unsqueeze(0), tokens, max_seqlen, ends)
         cache.advance(lengths, max_seqlen)

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from fastattn.nn import FeedForward, LayerNorm, RMSNorm
 
-from .self_attention import SelfAttention, Tokens
+from .self_attention import CrossAttention, Memory, SelfAttention, Tokens
 
 Angles = tuple[Tensor, Tensor] | None
 
@@ -17,7 +17,8 @@ def make_norm(kind: str, d_model: int, eps: float) -> LayerNorm | RMSNorm:
 
 
 class PreNormLayer(nn.Module):
-    """x = x + attention(norm1(x)); x = x + feed_forward(norm2(x)), each branch dropped out before it is added.
+    """x = x + attention(norm1(x)); x = x + feed_forward(norm2(x)), each branch dropped out before it is added. With `cross`,
+    x = x + cross(norm_cross(x)) stands between the two.
 
     A layer gives the branch of its feed-forward network without adding it: the next layer's norm1, or the norm at the end
     of the model, adds and normalises in one pass.
@@ -26,20 +27,32 @@ class PreNormLayer(nn.Module):
     """
 
     def __init__(
-        self, attention: SelfAttention, feed_forward: FeedForward, norms: list[LayerNorm | RMSNorm], dropout: float
+        self,
+        attention: SelfAttention,
+        feed_forward: FeedForward,
+        norms: list[LayerNorm | RMSNorm],
+        dropout: float,
+        cross: CrossAttention | None = None,
     ) -> None:
         super().__init__()
-        self.norm1, self.norm2 = norms
-        self.attention, self.feed_forward, self.dropout = attention, feed_forward, dropout
+        self.norm1, self.norm2, *rest = norms
+        self.norm_cross = rest[0] if rest else None
+        self.attention, self.cross, self.feed_forward, self.dropout = attention, cross, feed_forward, dropout
 
-    def forward(self, branch: Tensor | None, x: Tensor, tokens: Tokens, angles: Angles) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, branch: Tensor | None, x: Tensor, tokens: Tokens, angles: Angles = None, memory: Memory | None = None
+    ) -> tuple[Tensor, Tensor]:
         """(branch, x) to (branch, x), each (batch, seq, d_model); the first layer has no branch to add."""
         p = self.dropout if self.training else 0.0
         if branch is None:
             normed = self.norm1(x, dropout_p=0.0)
         else:
             normed, x = self.norm1(branch, x, dropout_p=p)
-        normed, x = self.norm2(self.attention(normed, tokens, angles), x, dropout_p=p)
+        branch = self.attention(normed, tokens, angles)
+        if self.cross is not None and self.norm_cross is not None and memory is not None:
+            normed, x = self.norm_cross(branch, x, dropout_p=p)
+            branch = self.cross(normed, memory)
+        normed, x = self.norm2(branch, x, dropout_p=p)
         return self.feed_forward(normed), x
 
 

@@ -41,31 +41,25 @@ class Family:
     Attributes:
         model: name of our class.
         prefix: what the model with a head puts before the names of the model without.
-        table: our names to theirs, without the prefix.
+        table: our configuration to our names and theirs, without the prefix.
         config: the fields of their config.json to those of our configuration; raises ValueError for what we have not.
-        head: rows for a head that is not tied.
-        tied: their name of a tied head, and of what it is tied to.
-        ignore: patterns of names that hold no weights: buffers of older versions, parts we leave out.
+        copies: our configuration to names that may be there beside the weight whose copy they are.
+        ignore: pattern of names that hold no weights: buffers of older versions, parts we leave out.
     """
 
     model: str
     prefix: str
-    table: dict[str, Weight]
+    table: Callable[[Any], dict[str, Weight]]
     config: Callable[[dict[str, Any]], dict[str, Any]]
-    head: dict[str, Weight]
-    tied: dict[str, str]
-    ignore: str = "$^"
+    copies: Callable[[Any], dict[str, str]]
+    ignore: str
 
     def weights(self, config: Any) -> Iterator[tuple[str, Weight]]:
         """(our name, weight) for every weight of a model."""
-        tied = getattr(config, "tied_head", True)
-        for name, weight in (self.table | ({} if tied else self.head)).items():
-            for number in range(config.layers if "{}" in name else 1):
+        for name, weight in self.table(config).items():
+            layers = config.decoder_layers if name.startswith("decoder.") else config.layers
+            for number in range(layers if "{}" in name else 1):
                 yield name.format(number), weight.of_layer(number)
-
-    def copies(self, config: Any) -> dict[str, str]:
-        """Names that may be there beside the weight whose copy they are."""
-        return self.tied if getattr(config, "tied_head", True) else {}
 
     def ignored(self, name: str) -> bool:
         return re.search(self.ignore, name) is not None
@@ -180,7 +174,14 @@ _LLAMA = {
     "layers.{}.feed_forward.linear2.weight": Weight(("layers.{}.mlp.down_proj.weight",)),
     "norm.weight": Weight(("norm.weight",)),
 }
-_HEAD = {"head.weight": Weight(("lm_head.weight",))}
+
+
+def _head(config: Any) -> dict[str, Weight]:
+    return {} if config.tied_head else {"head.weight": Weight(("lm_head.weight",))}
+
+
+def _tied_head(config: Any, embedding: str) -> dict[str, str]:
+    return {"lm_head.weight": embedding} if config.tied_head else {}
 
 
 def _bert_config(fields: dict[str, Any]) -> dict[str, Any]:
@@ -215,32 +216,101 @@ _BERT = {
     **_affine("layers.{}.norm2", f"{_BERT_LAYER}output.LayerNorm"),
 }
 
+
+def _t5_config(fields: dict[str, Any]) -> dict[str, Any]:
+    _require(fields, is_encoder_decoder=True)
+    gated, _, activation = fields.get("feed_forward_proj", "relu").rpartition("-")
+    tied = fields.get("tie_word_embeddings", True)
+    return {
+        "vocab_size": fields["vocab_size"],
+        "d_model": fields["d_model"],
+        "layers": fields["num_layers"],
+        "decoder_layers": fields.get("num_decoder_layers"),
+        "heads": fields["num_heads"],
+        "head_dim": fields["d_kv"],
+        "dim_feedforward": fields["d_ff"],
+        "buckets": fields.get("relative_attention_num_buckets", 32),
+        "max_distance": fields.get("relative_attention_max_distance", 128),
+        "norm_eps": fields.get("layer_norm_epsilon", 1e-6),
+        # T5 1.1 says "gated-gelu" and means the approximation.
+        "activation": "gelu_tanh" if gated and activation == "gelu" else _activation(activation),
+        "gated": gated == "gated",
+        "tied_head": tied,
+        "scaled_head": fields.get("scale_decoder_outputs", tied),
+        "dropout": fields.get("dropout_rate", 0.1),
+        "start_token": fields.get("decoder_start_token_id", 0),
+    }
+
+
+def _t5_stack(ours: str, gated: bool, cross: bool) -> dict[str, Weight]:
+    block, layer = f"{ours}.block.{{}}.layer", f"{ours}.layers.{{}}"
+    last = 2 if cross else 1
+    network = f"{block}.{last}.DenseReluDense"
+    rows = {
+        f"{ours}.bias.relative_attention_bias.weight": f"{ours}.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
+        f"{layer}.norm1.weight": f"{block}.0.layer_norm.weight",
+        f"{layer}.attention.out.weight": f"{block}.0.SelfAttention.o.weight",
+        f"{layer}.norm2.weight": f"{block}.{last}.layer_norm.weight",
+        f"{layer}.feed_forward.linear1.weight": f"{network}.{'wi_1' if gated else 'wi'}.weight",
+        f"{layer}.feed_forward.linear2.weight": f"{network}.wo.weight",
+        f"{ours}.norm.weight": f"{ours}.final_layer_norm.weight",
+    }
+    if gated:
+        rows[f"{layer}.feed_forward.linear_gate.weight"] = f"{network}.wi_0.weight"
+    if cross:
+        rows[f"{layer}.norm_cross.weight"] = f"{block}.1.layer_norm.weight"
+        rows[f"{layer}.cross.query.weight"] = f"{block}.1.EncDecAttention.q.weight"
+        rows[f"{layer}.cross.out.weight"] = f"{block}.1.EncDecAttention.o.weight"
+    table = {name: Weight((source,)) for name, source in rows.items()}
+    table[f"{layer}.attention.qkv.weight"] = Weight(tuple(f"{block}.0.SelfAttention.{x}.weight" for x in "qkv"))
+    if cross:
+        table[f"{layer}.cross.key_value.weight"] = Weight(tuple(f"{block}.1.EncDecAttention.{x}.weight" for x in "kv"))
+    return table
+
+
+def _t5_table(config: Any) -> dict[str, Weight]:
+    stacks = _t5_stack("encoder", config.gated, cross=False) | _t5_stack("decoder", config.gated, cross=True)
+    return {"embedding.weight": Weight(("shared.weight",))} | stacks | _head(config)
+
+
+def _t5_copies(config: Any) -> dict[str, str]:
+    return {f"{stack}.embed_tokens.weight": "shared.weight" for stack in ("encoder", "decoder")} | _tied_head(
+        config, "shared.weight"
+    )
+
+
+def _mt5_config(fields: dict[str, Any]) -> dict[str, Any]:
+    return _t5_config(fields) | {"scaled_head": False}  # whether the head is tied or not
+
+
+# Older checkpoints have one, which nothing reads.
+_CROSS_BIAS = r"EncDecAttention\.relative_attention_bias\."
+
 FAMILIES = {
     "bert": Family(
         "Encoder",
         "bert.",
-        _BERT,
+        lambda config: _BERT,
         _bert_config,
-        {},
-        {},
+        lambda config: {},
         r"embeddings\.position_ids$|^(bert\.)?pooler\.|^cls\.",  # a buffer, and the heads of pretraining
     ),
     "gpt2": Family(
         "DecoderLM",
         "transformer.",
-        _GPT2,
+        lambda config: _GPT2 | _head(config),
         _gpt2_config,
-        _HEAD,
-        {"lm_head.weight": "wte.weight"},
+        lambda config: _tied_head(config, "wte.weight"),
         r"\.attn\.(masked_)?bias$",  # the causal mask, which older versions stored
     ),
     "llama": Family(
         "DecoderLM",
         "model.",
-        _LLAMA,
+        lambda config: _LLAMA | _head(config),
         _llama_config,
-        _HEAD,
-        {"lm_head.weight": "embed_tokens.weight"},
+        lambda config: _tied_head(config, "embed_tokens.weight"),
         r"\.rotary_emb\.inv_freq$",
     ),
+    "t5": Family("EncoderDecoder", "", _t5_table, _t5_config, _t5_copies, _CROSS_BIAS),
+    "mt5": Family("EncoderDecoder", "", _t5_table, _mt5_config, _t5_copies, _CROSS_BIAS),
 }

@@ -21,24 +21,28 @@ from .cache import KeyValueCache
 
 @dataclass(frozen=True)
 class Whole:
-    """Sequences of one length."""
+    """Sequences of one length; bias (1, heads, seq, seq) is added to the scores."""
 
     causal: bool
+    bias: Tensor | None = None
 
     def positions(self, x: Tensor) -> Tensor:
         return torch.arange(x.shape[1], device=x.device)
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, dropout_p: float) -> Tensor:
-        out = ops.attention(query, key, value, dropout_p=dropout_p, is_causal=self.causal, enable_gqa=True)
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, dropout_p: float, scale: float | None
+    ) -> Tensor:
+        out = ops.attention(query, key, value, self.bias, dropout_p, self.causal, scale, enable_gqa=True)
         return cast(Tensor, out)
 
 
 @dataclass(frozen=True)
 class Packed:
-    """Sequences laid end to end."""
+    """Sequences laid end to end; bias (1, heads, max_seqlen, max_seqlen) is added to the scores."""
 
     causal: bool
     sequences: PackedSequences
+    bias: Tensor | None = None
 
     def positions(self, x: Tensor) -> Tensor:
         starts = self.sequences.cu_seqlens
@@ -46,22 +50,25 @@ class Packed:
         lengths = starts.diff()
         return (tokens - starts[:-1].repeat_interleave(lengths, output_size=x.shape[1])).unsqueeze(0)
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, dropout_p: float) -> Tensor:
-        starts, longest = self.sequences.cu_seqlens, self.sequences.max_seqlen
-        q, k, v = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))
-        out = ops.attention_varlen(q, k, v, starts, starts, longest, longest, dropout_p, self.causal)
-        return cast(Tensor, out).transpose(0, 1).unsqueeze(0)
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, dropout_p: float, scale: float | None
+    ) -> Tensor:
+        return _attend_packed(
+            query, key, value, self.sequences, self.sequences, dropout_p, self.causal, scale, self.bias
+        )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Prompts(Packed):
     """Sequences laid end to end, whose keys and values go into a cache."""
 
     cache: KeyValueCache
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, dropout_p: float) -> Tensor:
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, dropout_p: float, scale: float | None
+    ) -> Tensor:
         self.cache.write_packed(layer, key.squeeze(0).transpose(0, 1), value.squeeze(0).transpose(0, 1), self.sequences)
-        return super().attend(layer, query, key, value, dropout_p)
+        return super().attend(layer, query, key, value, dropout_p, scale)
 
 
 @dataclass(frozen=True)
@@ -73,15 +80,50 @@ class Continued:
     def positions(self, x: Tensor) -> Tensor:
         return self.cache.lengths.unsqueeze(1) + torch.arange(x.shape[1], device=x.device)
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, dropout_p: float) -> Tensor:
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, dropout_p: float, scale: float | None
+    ) -> Tensor:
         cache = self.cache
         out = ops.attention_with_kvcache(
-            query, cache.keys[layer], cache.values[layer], key, value, cache_seqlens=cache.lengths
+            query, cache.keys[layer], cache.values[layer], key, value, cache_seqlens=cache.lengths, scale=scale
         )
         return cast(Tensor, out)
 
 
 Tokens = Whole | Packed | Continued
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What cross-attention attends to: an encoder's hidden states (batch, seq, d_model), all of them; or, packed,
+    (1, tokens, d_model), with where the queries' and the keys' sequences begin."""
+
+    hidden: Tensor
+    queries: PackedSequences | None = None
+    keys: PackedSequences | None = None
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, dropout_p: float, scale: float | None) -> Tensor:
+        if self.queries is None or self.keys is None:
+            return cast(Tensor, ops.attention(query, key, value, None, dropout_p, False, scale))
+        return _attend_packed(query, key, value, self.queries, self.keys, dropout_p, False, scale, None)
+
+
+def _attend_packed(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    queries: PackedSequences,
+    keys: PackedSequences,
+    dropout_p: float,
+    causal: bool,
+    scale: float | None,
+    bias: Tensor | None,
+) -> Tensor:
+    """Tensors (1, heads, tokens, head_dim), as the other kinds of attention have them."""
+    q, k, v = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))
+    starts = (queries.cu_seqlens, keys.cu_seqlens, queries.max_seqlen, keys.max_seqlen)
+    out = ops.attention_varlen(q, k, v, *starts, dropout_p, causal, scale, attn_mask=bias)
+    return cast(Tensor, out).transpose(0, 1).unsqueeze(0)
 
 
 class SelfAttention(nn.Module):
@@ -94,15 +136,24 @@ class SelfAttention(nn.Module):
         d_model, heads, kv_heads, head_dim: sizes; heads is a multiple of kv_heads.
         bias: whether the projections have a bias.
         dropout: probability of dropping an attention weight in training.
+        scale: factor of the scores; None for 1 / sqrt(head_dim).
 
     Source: Vaswani et al., 2017; grouped queries Ainslie et al., 2023; rotary positions Su et al., 2021.
     """
 
     def __init__(
-        self, layer: int, d_model: int, heads: int, kv_heads: int, head_dim: int, bias: bool, dropout: float
+        self,
+        layer: int,
+        d_model: int,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        bias: bool,
+        dropout: float,
+        scale: float | None = None,
     ) -> None:
         super().__init__()
-        self.layer, self.head_dim, self.dropout = layer, head_dim, dropout
+        self.layer, self.head_dim, self.dropout, self.scale = layer, head_dim, dropout, scale
         self.heads = [heads, kv_heads, kv_heads]
         self.qkv = Linear(d_model, sum(self.heads) * head_dim, bias)
         self.out = Linear(heads * head_dim, d_model, bias)
@@ -113,5 +164,36 @@ class SelfAttention(nn.Module):
         query, key, value = projected.split(self.heads, dim=1)
         if angles is not None:
             query, key = ops.rotary_embedding(query, key, *angles)
-        out = tokens.attend(self.layer, query, key, value, self.dropout if self.training else 0.0)
+        out = tokens.attend(self.layer, query, key, value, self.dropout if self.training else 0.0, self.scale)
+        return self.out(out.transpose(1, 2).flatten(2))
+
+
+class CrossAttention(nn.Module):
+    """Attention of a decoder's tokens to an encoder's.
+
+    The state_dict holds `query`, `key_value` (2 · heads · head_dim rows: keys, values, head after head) and `out`.
+
+    Args:
+        d_model, heads, head_dim: sizes.
+        bias: whether the projections have a bias.
+        dropout: probability of dropping an attention weight in training.
+        scale: factor of the scores; None for 1 / sqrt(head_dim).
+
+    Source: Vaswani et al., 2017.
+    """
+
+    def __init__(
+        self, d_model: int, heads: int, head_dim: int, bias: bool, dropout: float, scale: float | None = None
+    ) -> None:
+        super().__init__()
+        self.head_dim, self.dropout, self.scale = head_dim, dropout, scale
+        self.query = Linear(d_model, heads * head_dim, bias)
+        self.key_value = Linear(d_model, 2 * heads * head_dim, bias)
+        self.out = Linear(heads * head_dim, d_model, bias)
+
+    def forward(self, x: Tensor, memory: Memory) -> Tensor:
+        """x (batch, seq, d_model), or packed (1, tokens, d_model), to the same."""
+        query = self.query(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        key, value = self.key_value(memory.hidden).unflatten(-1, (-1, self.head_dim)).transpose(1, 2).chunk(2, dim=1)
+        out = memory.attend(query, key, value, self.dropout if self.training else 0.0, self.scale)
         return self.out(out.transpose(1, 2).flatten(2))
