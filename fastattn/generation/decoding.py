@@ -168,13 +168,17 @@ def _prepare(model, prompts, max_new_tokens, stop_tokens) -> tuple[tuple[Tensor,
     if isinstance(model, nn.Module) and model.training:
         raise ValueError("the model is in training mode, in which dropout would change its answers; call model.eval()")
     if isinstance(prompts, Tensor) and prompts.ndim != 2:
-        raise ValueError(f"prompts has {prompts.ndim} dimensions; expected (batch, seq), or a list with a vector for each prompt")
+        raise ValueError(
+            f"prompts has {prompts.ndim} dimensions; expected (batch, seq), or a list with a vector for each prompt"
+        )
     if len(prompts) == 0:
         raise ValueError("prompts is empty; give at least one prompt")
     ids = [torch.as_tensor(prompt) for prompt in prompts]
     for place, prompt in enumerate(ids):
         if prompt.ndim != 1 or prompt.numel() == 0:
-            raise ValueError(f"prompt {place} has shape {tuple(prompt.shape)}; expected (tokens,) with at least one token")
+            raise ValueError(
+                f"prompt {place} has shape {tuple(prompt.shape)}; expected (tokens,) with at least one token"
+            )
         if prompt.dtype not in (torch.int64, torch.int32):
             raise TypeError(f"prompt {place} has dtype {prompt.dtype}; expected token numbers, int64 or int32")
     device = next(model.parameters()).device if isinstance(model, nn.Module) else ids[0].device

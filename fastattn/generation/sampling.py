@@ -30,7 +30,9 @@ class Sampler:
         if self.top_p is not None and not 0.0 < _checks.number("top_p", self.top_p) <= 1.0:
             raise ValueError(f"top_p must be above 0 and at most 1, got {self.top_p}")
         if self.temperature == 0.0 and (self.top_k is not None or self.top_p is not None):
-            raise ValueError("top_k and top_p say what to draw from, and temperature 0 draws nothing; set a temperature, such as 1.0")
+            raise ValueError(
+                "top_k and top_p say what to draw from, and temperature 0 draws nothing; set a temperature, such as 1.0"
+            )
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """(batch, vocabulary) logits, any floating dtype, to the probabilities that tokens are drawn with, float32."""
@@ -40,7 +42,7 @@ class Sampler:
             scores = scores.masked_fill(scores < least, float("-inf"))
         probabilities = scores.softmax(-1)
         if self.top_p is not None and self.top_p < 1.0:
-            ordered, places = probabilities.sort(-1, descending=True, stable=True)
+            ordered, places = probabilities.sort(dim=-1, descending=True, stable=True)
             before = ordered.cumsum(-1) - ordered  # that of the more probable; the first token always stays
             ordered = ordered.masked_fill(before >= self.top_p, 0.0)
             probabilities = torch.zeros_like(probabilities).scatter_(-1, places, ordered)
