@@ -137,3 +137,50 @@ def test_a_model_in_training_mode_is_refused(model):
             generate(model, [[1]], 1)
     finally:
         model.eval()
+
+
+HUGGING_FACE = {
+    "gpt2": lambda t: t.GPT2LMHeadModel(
+        t.GPT2Config(
+            vocab_size=61, n_embd=32, n_layer=2, n_head=4, n_positions=64, bos_token_id=None, eos_token_id=None
+        )
+    ),
+    "llama": lambda t: t.LlamaForCausalLM(
+        t.LlamaConfig(
+            vocab_size=61,
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            intermediate_size=48,
+            max_position_embeddings=64,
+            bos_token_id=None,
+            eos_token_id=None,
+        )
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"num_beams": 3}, {"num_beams": 3, "length_penalty": 0.0, "early_stopping": True}]
+)
+@pytest.mark.parametrize("kind", HUGGING_FACE)
+def test_the_same_tokens_as_hugging_faces_generate(kind, settings, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(2)
+    theirs = HUGGING_FACE[kind](transformers).eval()
+    for parameter in theirs.parameters():
+        parameter.data *= 4
+    theirs.save_pretrained(tmp_path)
+    ours = DecoderLM.from_pretrained(tmp_path).eval()
+    prompts = torch.randint(1, 61, (3, 7), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(prompts)
+    mask[0, :4] = 0  # theirs are padded on the left
+    stops = [5, 17, 40]
+    expected = theirs.generate(
+        prompts, attention_mask=mask, max_new_tokens=12, do_sample=False, eos_token_id=stops, pad_token_id=0, **settings
+    )[:, 7:]
+    found = generate(ours, [row[kept.bool()] for row, kept in zip(prompts, mask)], 12, stop_tokens=stops, **settings)
+    for new, row in zip(found, expected):
+        assert new.tolist() == row[: len(new)].tolist()
+        assert not row[len(new) :].any()  # padding
