@@ -332,6 +332,20 @@ def test_replaced_and_hooked_parts_are_called():
         assert_same(a, b, [uniform(4, 2, 12, dtype=torch.float32)])
 
 
+@pytest.mark.parametrize("norm_first", [False, True])
+@pytest.mark.parametrize("name", ["TransformerEncoderLayer", "TransformerDecoderLayer"])
+def test_hooks_on_norms_see_and_change_what_they_do_in_torch(name, norm_first):
+    """One input, the sum, and one output; tools that split a norm over processes hook it so."""
+    torch.manual_seed(0)
+    a, b = pair(getattr(fnn, name), getattr(nn, name), 12, 3, 20, 0.0, norm_first=norm_first)
+    for layer in (a, b):
+        for norm in (module for key, module in layer.named_children() if key.startswith("norm")):
+            norm.register_forward_pre_hook(lambda module, args: args[0] + 1)
+            norm.register_forward_hook(lambda module, args, out: out * args[0])
+    inputs = [uniform(length, 2, 12, dtype=torch.float32) for length in ((4,) if "Encoder" in name else (4, 5))]
+    assert_same(a, b, inputs)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("norm_first", [False, True])
 @pytest.mark.parametrize("name", ["TransformerEncoderLayer", "TransformerDecoderLayer"])

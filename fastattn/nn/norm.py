@@ -211,9 +211,12 @@ def _set_dropout(module: LayerNorm | RMSNorm, dropout: float) -> None:
 
 
 def add_norm(norm: nn.Module, x: Tensor, residual: Tensor, dropout: nn.Module | None = None) -> tuple[Tensor, Tensor]:
-    """(norm(sum), sum) with sum = residual + dropout(x): one pass where norm and dropout are modules it knows."""
+    """(norm(sum), sum) with sum = residual + dropout(x): one pass where norm and dropout are modules it knows.
+
+    A hooked norm gets the sum alone: hooks are written for torch's norms, of one input and one output.
+    """
     dropout_p = 0.0 if dropout is None else _modules.dropout_p(dropout)
-    if dropout_p is not None and getattr(norm, "adds_residual", False):
+    if dropout_p is not None and getattr(norm, "adds_residual", False) and not _modules.hooked(norm):
         return norm(x, residual, dropout_p=dropout_p)
     total = residual + (x if dropout is None else dropout(x))
     return norm(total), total
