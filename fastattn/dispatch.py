@@ -40,6 +40,10 @@ def _reason(backend: str, op: str, args: tuple) -> str | None:
     """Why this backend cannot take this call; None if it can."""
     if backend == "eager":
         return None
+    # As tensor parallelism makes them; torch knows no sharding of our ops, but of those that eager is written in.
+    # Looked up by attribute, because torch.distributed.tensor is slow to import.
+    if type(args[0]) is not torch.Tensor and hasattr(args[0], "device_mesh"):
+        return "its tensors are DTensors, and a kernel knows plain ones only; pass each one's to_local()"
     module = BACKENDS[backend].get(op)
     if module is None:
         return ABSENT.get(backend, f"the {backend} backend has no {op}")

@@ -1,6 +1,7 @@
-"""Training in two processes: DistributedDataParallel and FSDP2 take the step that one process takes on the whole batch."""
+"""Training in two processes, by DDP, FSDP2 and tensor parallelism: the step that one process takes on the whole batch."""
 
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
@@ -61,6 +62,49 @@ def sharded(model: LanguageModel, **policy: torch.dtype) -> LanguageModel:
     return model
 
 
+def norms_and_linears_and_batch() -> tuple[nn.Module, Tensor, Tensor]:
+    torch.manual_seed(0)
+    model = nn.Sequential(fnn.LayerNorm(16), fnn.Linear(16, 20), fnn.Linear(20, 16), fnn.RMSNorm(16))
+    randomise(model)
+    return model, *torch.randn(2, 2, 3 * PROCESSES, 16)
+
+
+def tensor_parallel(model: nn.Module) -> nn.Module:
+    """Norms split along the sequence, linear layers along their features."""
+    from torch.distributed.tensor import Shard
+    from torch.distributed.tensor.parallel import (
+        ColwiseParallel,
+        RowwiseParallel,
+        SequenceParallel,
+        parallelize_module,
+    )
+
+    plan = {
+        "0": SequenceParallel(),
+        "1": ColwiseParallel(input_layouts=Shard(1)),
+        "2": RowwiseParallel(output_layouts=Shard(1)),
+        "3": SequenceParallel(),
+    }
+    return parallelize_module(model, distributed.init_device_mesh("cpu", (PROCESSES,)), plan)
+
+
+def projected_step(model: nn.Module, x: Tensor, direction: Tensor) -> None:
+    optimizer = torch.optim.SGD(model.parameters(), lr=STEP)
+    (whole(model(x)) * direction).sum().backward()
+    optimizer.step()
+
+
+def whole(value: Tensor) -> Tensor:
+    """Of a DTensor the tensor that the processes hold together."""
+    return value.full_tensor() if hasattr(value, "full_tensor") else value
+
+
+def save(model: nn.Module, rank: int, path: str) -> None:
+    state = {key: whole(value) for key, value in model.state_dict().items()}  # every process takes part
+    if rank == 0:
+        torch.save(state, path)
+
+
 def train(rank: int, folder: str) -> None:
     """What each process runs: a step in every manner; the first saves the parameters."""
     torch.set_num_threads(1)
@@ -77,12 +121,10 @@ def train(rank: int, folder: str) -> None:
         share = slice(2 * rank, 2 * rank + 2)
         wrapped = wrap(model)
         step(wrapped, tokens[share], targets[share])
-        state = {
-            key: value.full_tensor() if hasattr(value, "full_tensor") else value
-            for key, value in model.state_dict().items()
-        }
-        if rank == 0:
-            torch.save(state, f"{folder}/{name}")
+        save(model, rank, f"{folder}/{name}")
+    model, x, direction = norms_and_linears_and_batch()
+    projected_step(tensor_parallel(model), x.chunk(PROCESSES, 1)[rank], direction)
+    save(model, rank, f"{folder}/tensor-parallel")
     distributed.destroy_process_group()
 
 
@@ -99,23 +141,32 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize(
-    ("manner", "tolerance"),
-    [
-        ("ddp", 16 * torch.finfo(torch.float32).eps),
-        ("fsdp", 16 * torch.finfo(torch.float32).eps),
-        ("fsdp-bfloat16", 4 * torch.finfo(torch.bfloat16).eps),
-    ],
-)
-def test_two_processes_take_the_step_of_one(manner: str, tolerance: float, folder: Path) -> None:
-    model, tokens, targets = model_and_batch()
+FLOAT32, BFLOAT16 = (torch.finfo(dtype).eps for dtype in (torch.float32, torch.bfloat16))
+
+
+def assert_same_step(given: dict[str, Tensor], model: nn.Module, take: Callable[[], None], tolerance: float) -> None:
+    """The parameters given are the model's after it took its step."""
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    step(model, tokens, targets)
-    given = torch.load(folder / manner, weights_only=True)
+    take()
     assert list(given) == list(before)
     expected_step = torch.cat([(value - before[key]).flatten() for key, value in model.state_dict().items()])
     given_step = torch.cat([(given[key] - value).flatten() for key, value in before.items()])
     # The parameters are rounded too, hence their length beside the step's.
     length = torch.cat([value.flatten() for value in before.values()]).norm()
-    rounding = torch.finfo(torch.float32).eps * length
-    assert (given_step - expected_step).norm() <= tolerance * expected_step.norm() + rounding
+    assert (given_step - expected_step).norm() <= tolerance * expected_step.norm() + FLOAT32 * length
+
+
+@pytest.mark.parametrize(
+    ("manner", "tolerance"), [("ddp", 16 * FLOAT32), ("fsdp", 16 * FLOAT32), ("fsdp-bfloat16", 4 * BFLOAT16)]
+)
+def test_two_processes_take_the_step_of_one(manner: str, tolerance: float, folder: Path) -> None:
+    model, tokens, targets = model_and_batch()
+    given = torch.load(folder / manner, weights_only=True)
+    assert_same_step(given, model, lambda: step(model, tokens, targets), tolerance)
+
+
+def test_tensor_parallel_norms_and_linears_take_the_step_of_one(folder: Path) -> None:
+    """Their tensors are DTensors, which run on eager."""
+    model, x, direction = norms_and_linears_and_batch()
+    given = torch.load(folder / "tensor-parallel", weights_only=True)
+    assert_same_step(given, model, lambda: projected_step(model, x, direction), 16 * FLOAT32)
