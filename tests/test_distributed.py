@@ -125,6 +125,7 @@ def train(rank: int, folder: str) -> None:
     model, x, direction = norms_and_linears_and_batch()
     projected_step(tensor_parallel(model), x.chunk(PROCESSES, 1)[rank], direction)
     save(model, rank, f"{folder}/tensor-parallel")
+    distributed.barrier()  # a process that leaves early closes what the other still reads from
     distributed.destroy_process_group()
 
 
