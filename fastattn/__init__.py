@@ -3,12 +3,13 @@
 fastattn.accelerate(model)     a pretrained or hand-written model, faster, in place
 fastattn.nn                    torch.nn's Transformer modules, drop in
 fastattn.models                whole models on the kernels: train them, or read pretrained weights
+fastattn.generation            tokens from a decoder: greedy, sampled, by beam search, whole or as a stream
 fastattn.<op>                  the functions below them
 fastattn.explain, use_backend  which kernel runs, and choosing it
 fastattn.verify                the numerics rule, for our kernels and for your model
 """
 
-from . import models, nn, verify
+from . import generation, models, nn, verify
 from .accelerate import accelerate, restore
 from .dispatch import explain, use_backend
 from .ops import (
@@ -37,6 +38,7 @@ __all__ = [
     "encoder_layer",
     "explain",
     "feed_forward",
+    "generation",
     "info_nce",
     "layer_norm",
     "linear",
