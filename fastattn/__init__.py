@@ -3,13 +3,14 @@
 fastattn.accelerate(model)     a pretrained or hand-written model, faster, in place
 fastattn.nn                    torch.nn's Transformer modules, drop in
 fastattn.models                whole models on the kernels: train them, or read pretrained weights
+fastattn.denoising             collators that corrupt text for pre-training: BERT's, BART's, T5's
 fastattn.generation            tokens from a decoder: greedy, sampled, by beam search, whole or as a stream
 fastattn.<op>                  the functions below them
 fastattn.explain, use_backend  which kernel runs, and choosing it
 fastattn.verify                the numerics rule, for our kernels and for your model
 """
 
-from . import generation, models, nn, verify
+from . import denoising, generation, models, nn, verify
 from .accelerate import accelerate, restore
 from .dispatch import explain, use_backend
 from .ops import (
@@ -35,6 +36,7 @@ __all__ = [
     "attention",
     "attention_varlen",
     "attention_with_kvcache",
+    "denoising",
     "encoder_layer",
     "explain",
     "feed_forward",
