@@ -4,13 +4,14 @@ fastattn.accelerate(model)     a pretrained or hand-written model, faster, in pl
 fastattn.nn                    torch.nn's Transformer modules, drop in
 fastattn.models                whole models on the kernels: train them, or read pretrained weights
 fastattn.denoising             collators that corrupt text for pre-training: BERT's, BART's, T5's
+fastattn.losses                what they are trained by: language modelling, denoising, contrastive
 fastattn.generation            tokens from a decoder: greedy, sampled, by beam search, whole or as a stream
 fastattn.<op>                  the functions below them
 fastattn.explain, use_backend  which kernel runs, and choosing it
 fastattn.verify                the numerics rule, for our kernels and for your model
 """
 
-from . import denoising, generation, models, nn, verify
+from . import denoising, generation, losses, models, nn, verify
 from .accelerate import accelerate, restore
 from .dispatch import explain, use_backend
 from .ops import (
@@ -45,6 +46,7 @@ __all__ = [
     "layer_norm",
     "linear",
     "linear_cross_entropy",
+    "losses",
     "models",
     "nn",
     "restore",

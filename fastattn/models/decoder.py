@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from fastattn import ops
+from fastattn.losses import language_modelling_loss
 from fastattn.nn import FeedForward, RotaryEmbedding
 from fastattn.nn.packed_sequences import PackedSequences
 
@@ -175,13 +175,15 @@ class DecoderLM(Pretrained):
         kept = _checks.kept_tokens(attention_mask, input_ids)
         if kept is None:
             hidden = self._run(input_ids, Whole(causal=True), shape[1])
-            ends = None
+            cu_seqlens = None
         else:
             sequences = PackedSequences.from_padding(kept)
             hidden = self._run(sequences.pack(input_ids), Packed(True, sequences), sequences.max_seqlen)
             labels = None if labels is None else sequences.pack(labels)
-            ends = sequences.cu_seqlens[1:].long() - 1
-        loss = None if labels is None else self._loss(hidden, labels, ends)
+            cu_seqlens = sequences.cu_seqlens
+        loss = (
+            None if labels is None else language_modelling_loss(hidden, self.head_weight, labels, cu_seqlens=cu_seqlens)
+        )
         return LanguageModelOutput(hidden if kept is None else sequences.unpack(hidden, *shape), loss)
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -278,11 +280,3 @@ class DecoderLM(Pretrained):
         if rows is not None:
             branch, x = branch.index_select(1, rows), x.index_select(1, rows)
         return self.norm(branch, x, dropout_p=self.config.dropout if self.training else 0.0)[0]
-
-    def _loss(self, hidden: Tensor, labels: Tensor, ends: Tensor | None) -> Tensor:
-        target = F.pad(labels[:, 1:], (0, 1), value=-100)
-        if ends is not None and target.numel():
-            # The last token of a packed sequence has no next one. An empty sequence ends where another does, or, if it is
-            # the first, at -1, which is the end of the last.
-            target[0, ends] = -100
-        return ops.linear_cross_entropy(hidden, self.head_weight, target)

@@ -249,7 +249,9 @@ def cu_seqlens(name: str, x: Tensor, total_name: str, total: int, max_name: str,
             f"{name} has shape {tuple(x.shape)}; expected (batch + 1,): 0, then the running sum of lengths"
         )
     if x.device != like.device:
-        raise ValueError(f"{name} is on {x.device} but query is on {like.device}; move it with .to(query.device)")
+        raise ValueError(
+            f"{name} is on {x.device} but {total_name} is on {like.device}; move it there with .to(device)"
+        )
     if not readable(x):
         return
     values = x.tolist()

@@ -52,20 +52,7 @@ def info_nce(
             raise ValueError(
                 f"negatives has shape {tuple(negatives.shape)}; expected (m, dim) with dim {query.shape[1]}"
             )
-    if isinstance(temperature, Tensor):
-        _checks.tensor("temperature", temperature)
-        if temperature.numel() != 1 or not temperature.is_floating_point():
-            raise ValueError(
-                f"temperature has shape {tuple(temperature.shape)} and dtype {temperature.dtype}; expected one floating element"
-            )
-        if temperature.device != query.device and temperature.device.type != "cpu":
-            raise ValueError(f"temperature is on {temperature.device} but query is on {query.device}; move one")
-        divisor = temperature.to(query.device)  # and its gradient back, by autograd
-    else:
-        _checks.number("temperature", temperature)
-        if not temperature > 0.0:
-            raise ValueError(f"temperature is {temperature}; expected a positive number")
-        divisor = torch.full((), float(temperature), dtype=torch.float64, device=query.device)
+    divisor = divisor_of_scores(temperature, query)
     recorded = _library.needs_grad(query, positive, negatives, divisor)
     needs = [recorded and x is not None and x.requires_grad for x in (query, positive, negatives, divisor)]
     args = (query, positive, negatives, divisor, _checks.flag("symmetric", symmetric), needs)
@@ -75,6 +62,23 @@ def info_nce(
     if recorded:
         return _library.record(_InfoNce, *args, backend)[0]
     return _forward(*args, backend)[0]
+
+
+def divisor_of_scores(temperature: float | Tensor, query: Tensor) -> Tensor:
+    """A temperature, checked, as a tensor on query's device."""
+    if isinstance(temperature, Tensor):
+        _checks.tensor("temperature", temperature)
+        if temperature.numel() != 1 or not temperature.is_floating_point():
+            raise ValueError(
+                f"temperature has shape {tuple(temperature.shape)} and dtype {temperature.dtype}; expected one floating element"
+            )
+        if temperature.device != query.device and temperature.device.type != "cpu":
+            raise ValueError(f"temperature is on {temperature.device} but query is on {query.device}; move one")
+        return temperature.to(query.device)  # and its gradient back, by autograd
+    _checks.number("temperature", temperature)
+    if not temperature > 0.0:
+        raise ValueError(f"temperature is {temperature}; expected a positive number")
+    return torch.full((), float(temperature), dtype=torch.float64, device=query.device)
 
 
 def _fake_forward(query, positive, negatives, temperature, symmetric, needs, backend):
