@@ -8,8 +8,9 @@ New files are found by their place. What cannot be built is left out of the inst
 
 Environment:
     FASTATTN_CPU_ISAS=avx2,portable   the instruction sets to build; all that the machine's architecture has by default
-    FASTATTN_BUILD_EMULATED=1         also builds, for tests, the AVX-512 code paths for machines that have AVX2 only and the CUDA
-                                      kernels for machines without a GPU; auto: of the former those that this machine lacks
+    FASTATTN_BUILD_EMULATED=1         also builds, for tests, the AVX-512 and AMX code paths for machines that have AVX2 only and
+                                      the CUDA kernels for machines without a GPU; auto: of the former those that this machine
+                                      lacks
     FASTATTN_CUDA_ARCHS=80,90a        the GPU generations to build for (80, 90a, 100a as far as nvcc knows them); none: no CUDA
     CUDA_HOME                         where nvcc is, if not on the PATH
     FASTATTN_SANITIZE=1               builds with AddressSanitizer and UndefinedBehaviorSanitizer
@@ -41,12 +42,15 @@ class Isa:
     flags: tuple[str, ...]
     lanes: int
     bf16_pairs: bool = False
+    matrix_unit: bool = False
     emulated: str = ""  # what /proc/cpuinfo calls the instructions that stand behind it on a machine that has them
 
     @property
     def compile_flags(self) -> list[str]:
         defines = [f"-DFASTATTN_ISA={self.name}", f"-DFASTATTN_LANES={self.lanes}"]
-        return [*self.flags, *defines, *(["-DFASTATTN_BF16_PAIRS=1"] if self.bf16_pairs else [])]
+        defines += ["-DFASTATTN_BF16_PAIRS=1"] if self.bf16_pairs else []
+        defines += ["-DFASTATTN_MATRIX_UNIT=1"] if self.matrix_unit else []
+        return [*self.flags, *defines]
 
 
 _AVX2 = ("-mavx2", "-mfma", "-mf16c")
@@ -60,8 +64,10 @@ X86 = (
     Isa("avx2", _AVX2, 8),
     Isa("avx512", _AVX512, 16),
     Isa("avx512_bf16", (*_AVX512, "-mavx512bf16"), 16, bf16_pairs=True),
+    Isa("amx", (*_AVX512, "-mavx512bf16", "-mamx-tile", "-mamx-bf16"), 16, bf16_pairs=True, matrix_unit=True),
     Isa("emulated512", _AVX2, 16, emulated="avx512bw"),
     Isa("emulated512_bf16", _AVX2, 16, bf16_pairs=True, emulated="avx512_bf16"),
+    Isa("emulated_amx", _AVX2, 16, bf16_pairs=True, matrix_unit=True, emulated="amx_bf16"),
 )
 
 _WITHOUT_KERNELS = ("isa.cpp", "process.cpp")  # of csrc/cpu: the same for every instruction set

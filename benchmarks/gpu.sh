@@ -38,7 +38,7 @@ parallel=$("$python" -c "import xdist; print('-n 8')" 2>/dev/null)
 
 step build env FASTATTN_CPU_ISAS="$("$python" -c "
 flags = open('/proc/cpuinfo').read()
-print('avx512,avx512_bf16' if 'avx512_bf16' in flags else 'avx512' if 'avx512bw' in flags else 'avx2')")" \
+print('avx512,avx512_bf16,amx' if 'amx_bf16' in flags else 'avx512,avx512_bf16' if 'avx512_bf16' in flags else 'avx512' if 'avx512bw' in flags else 'avx2')")" \
     "$python" setup.py -q build_ext --inplace
 
 # shellcheck disable=SC2086

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 from hypothesis import strategies as st
+from isas import draw_dtype
 from norm_cases import DTYPES, LAYOUTS, strided
 from torch import Tensor
 
@@ -32,7 +33,7 @@ def additive_calls(
 ) -> tuple[tuple, dict]:
     """Arguments of one call; with few of everything in float32."""
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
-    dtype = torch.float32 if few else draw(st.sampled_from(dtypes))
+    dtype = torch.float32 if few else draw_dtype(draw, dtypes)
     lead = draw(leads)
     q, k = draw(FEW if few else queries), draw(FEW if few else keys)
     query_dim, key_dim, value_dim = (draw(FEW if few else dims) for _ in range(3))

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from hypothesis import strategies as st
+from isas import draw_dtype
 from norm_cases import DTYPES, LAYOUTS, strided
 from torch import Tensor
 
@@ -91,7 +92,7 @@ class _Draw:
 
 def _drawing(draw: st.DrawFn, dtypes: Sequence[torch.dtype] = DTYPES) -> _Draw:
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
-    return _Draw(draw, generator, draw(st.sampled_from(dtypes)))
+    return _Draw(draw, generator, draw_dtype(draw, dtypes))
 
 
 def _heads(draw: st.DrawFn) -> tuple[int, int]:

@@ -23,6 +23,8 @@ if not torch.cuda.is_available():
     if package is not None and any(Path(package.submodule_search_locations[0]).glob("_cuda_emulated.*")):
         os.environ["FASTATTN_CUDA_EMULATED"] = "1"
 
+import isas
+
 from fastattn.backends.cpu import _native
 
 # Derandomised: the same cases on every run and every machine. A kernel's speed is a benchmark's matter, hence no deadline.
@@ -42,12 +44,16 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "kernel: runs C++, and so is run under the sanitizers (sanitize.sh)")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     # A file with a test for every instruction set is a file of kernel tests.
     files = {item.path for item in items if "isa" in getattr(item, "fixturenames", ())}
     for item in items:
         if item.path in files:
             item.add_marker("kernel")
+    same = [item for item in items if isas.same_as_in_avx512(item)]
+    if same:
+        config.hook.pytest_deselected(same)
+        items[:] = [item for item in items if not isas.same_as_in_avx512(item)]
     asked = int(os.environ.get("FASTATTN_TEST_EXAMPLES", "0"))
     for item in items:
         interpreted = item.path.name.startswith("test_triton_") and not torch.cuda.is_available()
@@ -58,14 +64,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             function._hypothesis_internal_use_settings = hypothesis.settings(own, max_examples=examples)
 
 
-def _isas() -> list[str]:
-    if not _native.available:
-        return ["none"]
-    asked = [name for name in os.environ.get("FASTATTN_TEST_ISAS", "").split(",") if name]
-    return asked or _native.C.isas()
-
-
-@pytest.fixture(params=_isas())
+@pytest.fixture(params=isas.tested())
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     """Runs the test once for each instruction set that was built and that this machine has."""
     if not _native.available:

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from hypothesis import strategies as st
+from isas import draw_dtype
 from norm_cases import DTYPES, LAYOUTS, strided
 from torch import Tensor
 
@@ -26,7 +27,7 @@ class Values:
     def __init__(self, draw: st.DrawFn, *, whole: bool = False, dtypes: tuple = DTYPES) -> None:
         self.draw, self.whole = draw, whole
         self.generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
-        self.dtype = draw(st.sampled_from(dtypes))
+        self.dtype = draw_dtype(draw, dtypes)
 
     def __call__(self, *shape: int, scale: float = 1.0) -> Tensor:
         if self.whole:

@@ -38,6 +38,7 @@ template <class T, class P>
 class Backward {
     typedef typename Operand<P>::Weight Weight;
     static constexpr int64_t kSteps = Operand<P>::kSteps;
+    static constexpr int64_t kRows = kStripRows<P>;
 
   public:
     explicit Backward(const AttentionBackward& args)
@@ -51,8 +52,8 @@ class Backward {
           mask_gradient_(args, parts_),
           head_dim_(args.query.size[3]),
           value_dim_(args.value.size[3]),
-          head_steps_(ceil_div(head_dim_, kSteps)),
-          value_steps_(ceil_div(value_dim_, kSteps)),
+          head_steps_(round_up(ceil_div(head_dim_, kSteps), kWholeSteps<P>)),
+          value_steps_(round_up(ceil_div(value_dim_, kSteps), kWholeSteps<P>)),
           head_columns_(round_up(head_dim_, kTileColumns)),
           value_columns_(round_up(value_dim_, kTileColumns)) {}
 
@@ -98,7 +99,7 @@ class Backward {
     struct Queries {
         int64_t h, i0, rows;
         const Weight *query_rows, *out_rows;  // of query and grad_out: left operands
-        const P *query_panels, *out_panels;   // right operands
+        const P *query_panels, *out_panels;   // right operands; with a matrix unit rows of query^T and grad_out^T
         RowTerms terms;
         float* sums;  // of grad_query
     };
@@ -109,7 +110,7 @@ class Backward {
         P *query_panels, *out_panels;
         float *base, *scale, *delta, *grad_lse, *query_sums;
         P *keys_across, *values_across, *keys;  // key^T, value^T and key: right operands
-        P* columns;                             // grad_out^T and out^T of kTileColumns queries
+        P* columns;                             // grad_out^T and out^T of kTileColumns queries (out^T with a unit)
         BlockMemory<P> block;
         float* mask_columns;
         int64_t used;
@@ -170,6 +171,7 @@ class Backward {
     void run_part(int64_t pair, int64_t part, float* key_sums, float* memory) const {
         const int64_t b = pair / args_.kv_heads, kv_head = pair % args_.kv_heads;
         const Sequence seq = sequence_of(args_, b);
+        const MatrixUnit<P> unit;
         const Workspace w = workspace(memory);
         const int64_t first = first_block(part), last = first_block(part + 1);
         for (int64_t x = 0; x < round_up(seq.k_len, kKeys) * (head_columns_ + value_columns_); ++x) key_sums[x] = 0.0f;
@@ -237,7 +239,7 @@ class Backward {
         load_both(args_.grad_out, b, h, token, rows, out_rows, out_panels);
         const RowTerms terms = {find_source(seq, b, h, i0, rows), w.base + place, w.scale + place, w.delta + place,
                                 w.grad_lse + place};
-        load_terms(b, h, token, rows, terms, w.grad_lse + place, w);
+        load_terms(b, h, token, rows, out_rows, terms, w.grad_lse + place, w);
         float* sums = w.query_sums + place * head_columns_;
         for (int64_t x = 0; x < kQueryRows * head_columns_; ++x) sums[x] = 0.0f;
         return {h, i0, rows, query_rows, out_rows, query_panels, out_panels, terms, sums};
@@ -253,8 +255,8 @@ class Backward {
         return RowTerms::kFromLse;
     }
 
-    void load_terms(int64_t b, int64_t h, int64_t token, int64_t rows, const RowTerms& terms, float* grad_lse,
-                    const Workspace& w) const {
+    void load_terms(int64_t b, int64_t h, int64_t token, int64_t rows, const Weight* out_rows, const RowTerms& terms,
+                    float* grad_lse, const Workspace& w) const {
         const bool from_lse = terms.source == RowTerms::kFromLse;
         for (int64_t r = 0; r < kQueryRows; ++r) {
             terms.base[r] = from_lse ? 0.0f : -kInfinity;
@@ -262,7 +264,8 @@ class Backward {
             terms.delta[r] = grad_lse[r] = 0.0f;
         }
         for (int64_t r = 0; from_lse && r < rows; r += kTileColumns) {
-            find_delta(b, h, token + r, smaller(kTileColumns, rows - r), terms.delta + r, w);
+            find_delta(b, h, token + r, smaller(kTileColumns, rows - r), left(out_rows, r * value_steps_),
+                       terms.delta + r, w);
         }
         for (int64_t r = 0; r < rows; ++r) {
             const float lse = args_.lse.as<float>()[offset_of(args_.lse, b, h, token + r)];
@@ -283,7 +286,10 @@ class Backward {
     void load_both(const Tensor& t, int64_t b, int64_t h, int64_t token, int64_t rows, Weight* left, P* right) const {
         const int64_t dim = t.size[3];
         const T* from = t.as<T>() + offset_of(t, b, h, token);
-        copy_rows(from, t.stride[2], t.stride[3], rows, dim, kSteps, kTileRows, left);
+        copy_rows(from, t.stride[2], t.stride[3], rows, dim, kSteps * kWholeSteps<P>, kRows, left);
+        if constexpr (kOnUnit<P>) {
+            return pack_rows(from, t.stride[2], t.stride[3], rows, dim, kQueryRows / kSteps, right);
+        }
         for (int64_t c = 0; c < dim; c += kTileColumns) {
             Operand<P>::pack(from + c * t.stride[3], t.stride[2], t.stride[3], rows, smaller(kTileColumns, dim - c),
                              right + c * (kQueryRows / kSteps));
@@ -291,13 +297,20 @@ class Backward {
     }
 
     // The sums of grad_out * out, in the order in which y is summed: a query with one key has y = delta, exactly.
-    void find_delta(int64_t b, int64_t h, int64_t token, int64_t rows, float* delta, const Workspace& w) const {
+    void find_delta(int64_t b, int64_t h, int64_t token, int64_t rows, const P* out_rows, float* delta,
+                    const Workspace& w) const {
         P *left = w.columns, *right = w.columns + value_steps_ * kTileColumns;
         auto pack = [&](const Tensor& t, P* panel) {
             Operand<P>::pack(t.as<T>() + offset_of(t, b, h, token), t.stride[3], t.stride[2], value_dim_, rows, panel);
         };
-        pack(args_.grad_out, left);
         pack(args_.out, right);
+        if constexpr (kOnUnit<P>) {  // of a whole tile the diagonal
+            float* tile = w.block.x;
+            tile_product(value_steps_, out_rows, value_steps_, 1, right, kTileColumns, tile, kTileColumns, false);
+            for (int64_t r = 0; r < rows; ++r) delta[r] = tile[r * kTileColumns + r];
+            return;
+        }
+        pack(args_.grad_out, left);
         for (int64_t r = 0; r < kTileColumns; r += kLanes) {
             store(delta + r, column_products(value_steps_, left + r, right + r, kTileColumns));
         }
@@ -322,6 +335,23 @@ class Backward {
                 for (; c + kLanes <= dim; c += kLanes) store(row + c, load(from + c) * factor);
             }
             for (; c < dim; ++c) from_float(from[c] * factor, row[c * stride]);
+        }
+    }
+
+    // The same from (dim, kKeys) sums.
+    static void write_columns(const Tensor& to, int64_t b, int64_t h, int64_t token, int64_t rows, const float* from,
+                              float factor) {
+        Tensor part = to;
+        for (int64_t r = 0; r < rows; r += kLanes) {
+            for (int64_t c = 0; c < to.size[3]; c += kLanes) {
+                Vec square[kLanes];
+                for (int i = 0; i < kLanes; ++i) square[i] = load(from + (c + i) * kKeys + r);
+                transpose(square);
+                part.data = to.as<T>() + c * to.stride[3];
+                part.size[3] = smaller(kLanes, to.size[3] - c);
+                write_rows(part, b, h, token + r, smaller(kLanes, rows - r), reinterpret_cast<const float*>(square),
+                           kLanes, factor);
+            }
         }
     }
 
@@ -359,8 +389,13 @@ class Backward {
         for (int64_t j0 = begin; j0 < end; j0 += kKeys) {
             const float *grad_key = sums + j0 * columns, *grad_value = grad_key + kKeys * head_columns_;
             const int64_t count = smaller(kKeys, end - j0), token = seq.k_begin + j0;
-            write_rows(args_.grad_key, b, kv_head, token, count, grad_key, head_columns_, args_.scale);
-            write_rows(args_.grad_value, b, kv_head, token, count, grad_value, value_columns_, 1.0f);
+            if constexpr (kOnUnit<P>) {
+                write_columns(args_.grad_key, b, kv_head, token, count, grad_key, args_.scale);
+                write_columns(args_.grad_value, b, kv_head, token, count, grad_value, 1.0f);
+            } else {
+                write_rows(args_.grad_key, b, kv_head, token, count, grad_key, head_columns_, args_.scale);
+                write_rows(args_.grad_value, b, kv_head, token, count, grad_value, value_columns_, 1.0f);
+            }
         }
         if (begin == 0 && seq.padded_before + seq.padded_after > 0) clear_padding(seq, b, kv_head);
     }
@@ -382,11 +417,11 @@ class Backward {
     // ---- A block ----------------------------------------------------------------------------------------------------
 
     void find_visible(Block& block) const {
-        for (int64_t r = 0; r < block.rows; r += kTileRows) {
-            const int64_t last = smaller(block.i0 + r + kTileRows, block.i0 + block.rows) - 1;
+        for (int64_t r = 0; r < block.rows; r += kRows) {
+            const int64_t last = smaller(block.i0 + r + kRows, block.i0 + block.rows) - 1;
             const KeyRange range = visible_keys(args_, block.seq, block.i0 + r, last);
             const int64_t begin = larger(range.begin - block.j0, 0), end = smaller(range.end - block.j0, block.count);
-            KeyRange &visible = block.visible[r / kTileRows], &computed = block.computed[r / kTileRows];
+            KeyRange &visible = block.visible[r / kRows], &computed = block.computed[r / kRows];
             visible = begin < end ? KeyRange{begin / kSteps * kSteps, end} : KeyRange{0, 0};
             computed = {visible.begin / kTileColumns * kTileColumns, round_up(visible.end, kTileColumns)};
         }
@@ -396,8 +431,8 @@ class Backward {
     void find_products(const Block& block, const Queries& queries, const Workspace& w) const {
         const BlockMemory<P>& m = w.block;
         for (int64_t c = 0; c < block.count; c += kTileColumns) {
-            for (int64_t r = 0; r < block.rows; r += kTileRows) {
-                const KeyRange computed = block.computed[r / kTileRows];
+            for (int64_t r = 0; r < block.rows; r += kRows) {
+                const KeyRange computed = block.computed[r / kRows];
                 if (c < computed.begin || c >= computed.end) continue;
                 tile_product(head_steps_, left(queries.query_rows, r * head_steps_), head_steps_, 1,
                              w.keys_across + c * head_steps_, kTileColumns, m.x + r * kStride + c, kStride, false);
@@ -410,10 +445,11 @@ class Backward {
     // The other three products.
     void add_gradients(const Block& block, const Queries& queries, float* grad_key, const Workspace& w) const {
         const BlockMemory<P>& m = w.block;
-        for (int64_t r = 0; r < block.count; r += kTileRows) add_to_keys(block, r, queries, grad_key, m);
+        constexpr int64_t kKeyRows = kOnUnit<P> ? kTileColumns : kRows;
+        for (int64_t r = 0; r < block.count; r += kKeyRows) add_to_keys(block, r, kKeyRows, queries, grad_key, m);
         for (int64_t c = 0; c < head_columns_; c += kTileColumns) {
-            for (int64_t r = 0; r < block.rows; r += kTileRows) {
-                const KeyRange visible = block.visible[r / kTileRows];
+            for (int64_t r = 0; r < block.rows; r += kRows) {
+                const KeyRange visible = kOnUnit<P> ? block.computed[r / kRows] : block.visible[r / kRows];
                 if (visible.begin >= visible.end) continue;
                 tile_product(ceil_div(visible.end - visible.begin, kSteps),
                              left(m.grad_rows, (r * kStride + visible.begin) / kSteps), kStride / kSteps, 1,
@@ -423,18 +459,30 @@ class Backward {
         }
     }
 
-    // Keys r … r + kTileRows - 1 of the block, from the queries that may see any of them.
-    void add_to_keys(const Block& block, int64_t r, const Queries& queries, float* grad_key,
+    // Keys r … r + count - 1 of the block, from the queries that may see any of them.
+    void add_to_keys(const Block& block, int64_t r, int64_t count, const Queries& queries, float* grad_key,
                      const BlockMemory<P>& m) const {
         int64_t first = block.rows, last = 0;
-        for (int64_t t = 0; t * kTileRows < block.rows; ++t) {
-            if (block.visible[t].begin >= r + kTileRows || block.visible[t].end <= r) continue;
-            first = smaller(first, t * kTileRows);
-            last = smaller(block.rows, (t + 1) * kTileRows);
+        for (int64_t t = 0; t * kRows < block.rows; ++t) {
+            if (block.visible[t].begin >= r + count || block.visible[t].end <= r) continue;
+            first = smaller(first, t * kRows);
+            last = smaller(block.rows, (t + 1) * kRows);
         }
         if (first >= last) return;
-        const int64_t steps = ceil_div(last - first, kSteps), from = first / kSteps;
+        const int64_t steps = round_up(ceil_div(last - first, kSteps), kWholeSteps<P>), from = first / kSteps;
         float* grad_value = grad_key + kKeys * head_columns_;
+        if constexpr (kOnUnit<P>) {  // transposed, since weights and gradients lie as right operands do
+            const auto add = [&](int64_t dim, const P* rows, const P* block_rows, float* sums) {
+                for (int64_t c = 0; c < dim; c += kRows) {
+                    tile_rows<P>(static_cast<int>(smaller(kRows, dim - c)), steps,
+                                 rows + c * (kQueryRows / kSteps) + from, kQueryRows / kSteps, 1,
+                                 block_rows + from * kStride + r, kStride, sums + c * kKeys + r, kKeys, true);
+                }
+            };
+            add(value_dim_, queries.out_panels, m.weights, grad_value);
+            add(head_dim_, queries.query_panels, m.grads, grad_key);
+            return;
+        }
         for (int64_t c = 0; c < value_columns_; c += kTileColumns) {
             tile_product(steps, m.weights + from * kStride + r, 1, kStride,
                          queries.out_panels + c * (kQueryRows / kSteps) + from * kTileColumns, kTileColumns,

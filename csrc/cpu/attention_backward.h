@@ -17,17 +17,17 @@
 
 namespace fastattn::FASTATTN_ISA {
 
-constexpr int64_t kQueryRows = 96;                   // of a block; a multiple of every kTileRows
-constexpr int64_t kKeys = 192;                       // of a block; a multiple of every kTileRows and kTileColumns
-constexpr int64_t kStride = kKeys + 16;              // of a block's rows: an odd number of cache lines
-constexpr int64_t kStrips = kQueryRows / kTileRows;  // rows of register tiles
+constexpr int64_t kQueryRows = 96;                      // of a block; a multiple of every kStripRows
+constexpr int64_t kKeys = 192;                          // of a block; a multiple of kStripRows and kTileColumns
+constexpr int64_t kStride = kKeys + 16;                 // of a block's rows: an odd number of cache lines
+constexpr int64_t kMostStrips = kQueryRows / kTileRows;  // rows of register tiles
 
 // Queries i0 … i0 + rows - 1 of head h against keys j0 … j0 + count - 1.
 struct Block {
     int64_t b, h, i0, rows, j0, count;
     Sequence seq;
-    KeyRange visible[kStrips];   // the keys, from j0 on, that a row of tiles may see between its queries
-    KeyRange computed[kStrips];  // the same in whole tiles
+    KeyRange visible[kMostStrips];   // the keys, from j0 on, that a row of tiles may see between its queries
+    KeyRange computed[kMostStrips];  // the same in whole tiles
 };
 
 // What a block's rows need beside x and y. The weights are p = exp2(s - base) * scale.
@@ -58,6 +58,7 @@ struct BlockMemory {
 template <class P>
 class ScoreGradient {
     static constexpr int64_t kSteps = Operand<P>::kSteps;
+    static constexpr int64_t kRows = kStripRows<P>;
 
   public:
     explicit ScoreGradient(const AttentionBackward& args)
@@ -66,7 +67,7 @@ class ScoreGradient {
     // Whether a bool mask or the window leaves nothing of the block.
     bool nothing_visible(const Block& block) const {
         bool any = false;
-        for (int64_t t = 0; t * kTileRows < block.rows; ++t) any |= block.visible[t].begin < block.visible[t].end;
+        for (int64_t t = 0; t * kRows < block.rows; ++t) any |= block.visible[t].begin < block.visible[t].end;
         return !any ||
                (args_.mask.present() && score_.all_off(block.b, block.h, block.i0, block.rows, block.j0, block.count));
     }
@@ -74,7 +75,7 @@ class ScoreGradient {
     // Rows with kGathered terms: adds a block's keys to the terms' sums, which begin at -inf, 0 and 0.
     void gather(const Block& block, const RowTerms& terms, const BlockMemory<P>& m) const {
         for (int64_t r = 0; r < block.rows; ++r) {
-            const KeyRange computed = block.computed[r / kTileRows];
+            const KeyRange computed = block.computed[r / kRows];
             if (computed.begin >= computed.end) continue;
             prepare_row(block, r, computed, m);
             gather_row(block, r, computed, terms, m);
@@ -91,7 +92,7 @@ class ScoreGradient {
     // From x and y to the operands of the other products.
     void weigh(const Block& block, const RowTerms& terms, MaskSums* mask_sums, const BlockMemory<P>& m) const {
         for (int64_t r = 0; r < round_up(block.rows, kSteps); r += kSteps) {
-            const KeyRange computed = block.computed[r / kTileRows];
+            const KeyRange computed = block.computed[r / kRows];
             if (computed.begin >= computed.end) continue;
             bool whole = true;
             for (int64_t i = r; i < r + kSteps; ++i) whole &= prepare_row(block, i, computed, m);
@@ -115,7 +116,11 @@ class ScoreGradient {
             }
         }
         if (mask_sums) mask_sums->finish_block(block.b, block.h, block.j0, block.count);
-        for (int64_t r = 0; r < block.rows; r += kTileRows) zero_around(block, r, m);
+        for (int64_t r = 0; r < block.rows; r += kRows) zero_around(block, r, m);
+        if constexpr (kOnUnit<P>) {  // the keys' sums go over whole strips of queries
+            const int64_t rows = round_up(block.rows, kSteps), strips = round_up(block.rows, kRows);
+            for (int64_t s = rows / kSteps; s < strips / kSteps; ++s) zero(s, 0, round_up(block.count, kTileColumns), m);
+        }
     }
 
   private:
@@ -259,14 +264,18 @@ class ScoreGradient {
 
     // A row of tiles has nothing for the keys' sums outside of what it computed.
     static void zero_around(const Block& block, int64_t r, const BlockMemory<P>& m) {
-        const KeyRange computed = block.computed[r / kTileRows];
-        const int64_t end = round_up(block.count, kTileRows);
+        const KeyRange computed = block.computed[r / kRows];
+        const int64_t end = round_up(block.count, kOnUnit<P> ? kTileColumns : kRows);
         if (computed.begin == 0 && computed.end >= end) return;
-        for (int64_t s = r / kSteps; s < (r + kTileRows) / kSteps; ++s) {
-            P *weights = m.weights + s * kStride, *grads = m.grads + s * kStride;
-            for (int64_t c = 0; c < smaller(computed.begin, end); ++c) weights[c] = grads[c] = P{};
-            for (int64_t c = computed.end; c < end; ++c) weights[c] = grads[c] = P{};
+        for (int64_t s = r / kSteps; s < (r + kRows) / kSteps; ++s) {
+            zero(s, 0, smaller(computed.begin, end), m);
+            zero(s, computed.end, end, m);
         }
+    }
+
+    static void zero(int64_t step, int64_t begin, int64_t end, const BlockMemory<P>& m) {
+        P *weights = m.weights + step * kStride, *grads = m.grads + step * kStride;
+        for (int64_t c = begin; c < end; ++c) weights[c] = grads[c] = P{};
     }
 
     const AttentionBackward& args_;

@@ -31,8 +31,7 @@
 namespace fastattn::FASTATTN_ISA {
 namespace {
 
-constexpr int64_t kQueryRows = 96;                   // a multiple of every kTileRows
-constexpr int64_t kStrips = kQueryRows / kTileRows;  // rows of register tiles
+constexpr int64_t kQueryRows = 96;       // a multiple of every kStripRows
 constexpr int64_t kPairsPerThread = 16;  // (batch, kv head) pairs; from there on, each thread packs what it reads
 
 // T: elements of the tensors; P: of the packed operands. A `Weight` is one step of an operand's row.
@@ -40,6 +39,7 @@ template <class T, class P>
 class Forward {
     typedef typename Operand<P>::Weight Weight;
     static constexpr int64_t kSteps = Operand<P>::kSteps;
+    static constexpr int64_t kRows = kStripRows<P>;
     static constexpr int64_t kKeys = 128 * kSteps;  // of a block
 
   public:
@@ -48,7 +48,7 @@ class Forward {
           score_(args),
           head_dim_(args.query.size[3]),
           value_dim_(args.value.size[3]),
-          depth_(ceil_div(head_dim_, kSteps)),
+          depth_(round_up(ceil_div(head_dim_, kSteps), kWholeSteps<P>)),
           value_columns_(round_up(value_dim_, kTileColumns)),
           block_size_(kKeys * depth_ + kKeys / kSteps * value_columns_) {}
 
@@ -81,10 +81,11 @@ class Forward {
         Block block = {b, h, query_block * kQueryRows, 0, 0, 0};
         block.rows = smaller(kQueryRows, seq.q_len - block.i0);
         if (block.rows <= 0) return;
+        const MatrixUnit<P> unit;
         const Workspace w = workspace(memory);
         load_query(seq, block, w);
         for (int64_t r = 0; r < kQueryRows; ++r) w.top[r] = -kInfinity, w.total[r] = 0.0f;
-        bool begun[kStrips] = {};
+        bool begun[kQueryRows / kRows] = {};
 
         const KeyRange range = visible_keys(args_, seq, block.i0, block.i0 + block.rows - 1);
         for (int64_t first = range.begin / kKeys * kKeys; first < range.end; first += kKeys) {
@@ -94,14 +95,14 @@ class Forward {
             const P* keys = packed + first / kKeys * block_size_ + (block.j0 - first) * depth_;
             const P* values =
                 packed + first / kKeys * block_size_ + kKeys * depth_ + (block.j0 - first) / kSteps * kTileColumns;
-            for (int64_t r = 0; r < block.rows; r += kTileRows) {
+            for (int64_t r = 0; r < block.rows; r += kRows) {
                 const Strip strip = strip_at(seq, block, r);
                 if (ahead) ahead->step();
                 if (strip.visible == 0) continue;
                 score(strip, keys, w);
                 softmax(seq, block, strip, w);
-                weigh_values(strip, values, begun[r / kTileRows], w);
-                begun[r / kTileRows] = true;
+                weigh_values(strip, values, begun[r / kRows], w);
+                begun[r / kRows] = true;
             }
         }
         for (int64_t r = 0; r < block.rows; ++r) {
@@ -124,9 +125,9 @@ class Forward {
 
     // One thread's memory: matrices, row by row.
     struct Workspace {
-        Weight* query;       // (kQueryRows, head_dim, filled up with a zero to whole steps)
-        float* scores;       // (kTileRows, kKeys)
-        Weight* weights;     // (kTileRows, kKeys); `scores` itself in float32
+        Weight* query;       // (kQueryRows, head_dim, filled up with zeros to whole steps)
+        float* scores;       // (kRows, kKeys)
+        Weight* weights;     // (kRows, kKeys); `scores` itself in float32
         float* weighted;     // (kQueryRows, value_columns)
         float *top, *total;  // (kQueryRows)
         int64_t used;
@@ -141,8 +142,8 @@ class Forward {
             return place;
         };
         w.query = reinterpret_cast<Weight*>(take(kQueryRows * depth_));
-        w.scores = take(kTileRows * kKeys);
-        w.weights = reinterpret_cast<Weight*>(kSteps == 1 ? w.scores : take(kTileRows * kKeys / kSteps));
+        w.scores = take(kRows * kKeys);
+        w.weights = reinterpret_cast<Weight*>(kSteps == 1 ? w.scores : take(kRows * kKeys / kSteps));
         w.weighted = take(kQueryRows * value_columns_);
         w.top = take(kQueryRows);
         w.total = take(kQueryRows);
@@ -154,11 +155,11 @@ class Forward {
     void load_query(const Sequence& seq, const Block& block, const Workspace& w) const {
         const Tensor& query = args_.query;
         const T* from = query.as<T>() + offset_of(query, block.b, block.h, seq.q_begin + block.i0);
-        copy_rows(from, query.stride[2], query.stride[3], block.rows, head_dim_, kSteps, kTileRows, w.query);
+        copy_rows(from, query.stride[2], query.stride[3], block.rows, head_dim_, kSteps * kWholeSteps<P>, kRows, w.query);
     }
 
     Strip strip_at(const Sequence& seq, const Block& block, int64_t first) const {
-        const int64_t rows = smaller(kTileRows, block.rows - first);
+        const int64_t rows = smaller(kRows, block.rows - first);
         const KeyRange range = visible_keys(args_, seq, block.i0 + first, block.i0 + first + rows - 1);
         const int64_t end = smaller(block.count, range.end - block.j0);
         return {first, rows, range.begin - block.j0 < end ? larger(end, 0) : 0};
@@ -167,7 +168,7 @@ class Forward {
     // A tile of a strip's rows. The last strip of a short sequence may have few: four of its 64 queries.
     static FASTATTN_INLINE void multiply(int64_t rows, int64_t depth, const P* a, int64_t a_row, const P* b, float* c,
                                          int64_t c_row, bool accumulate) {
-        if (rows == kTileRows) {
+        if (rows == kRows) {
             tile_product(depth, a, a_row, 1, b, kTileColumns, c, c_row, accumulate);
         } else {
             tile_rows<P>(static_cast<int>(rows), depth, a, a_row, 1, b, kTileColumns, c, c_row, accumulate);
@@ -186,7 +187,7 @@ class Forward {
     void softmax(const Sequence& seq, const Block& block, const Strip& strip, const Workspace& w) const {
         const int64_t columns = round_up(strip.visible, kTileColumns);
         const float factor = score_.plain() ? score_.factor() : 1.0f;
-        float tops[kTileRows];
+        float tops[kRows];
         for (int64_t r = 0; r < strip.rows; ++r) {
             const int64_t i = block.i0 + strip.first + r;
             float* row = w.scores + r * kKeys;
@@ -222,7 +223,7 @@ class Forward {
     }
 
     void weigh_values(const Strip& strip, const P* values, bool begun, const Workspace& w) const {
-        const int64_t steps = ceil_div(strip.visible, kSteps);
+        const int64_t steps = round_up(ceil_div(strip.visible, kSteps), kWholeSteps<P>);
         for (int64_t c = 0; c < value_columns_; c += kTileColumns) {
             multiply(strip.rows, steps, as_steps(w.weights), kKeys / kSteps, values + c * (kKeys / kSteps),
                      w.weighted + strip.first * value_columns_ + c, value_columns_, begun);
@@ -248,7 +249,7 @@ void run_blocks(const AttentionForward& args) {
 
     if (pairs >= kPairsPerThread * threads) {
         const Scratch<P> packed(size, threads);
-        const int64_t query_strips = ceil_div(args.max_q, kTileRows);
+        const int64_t query_strips = ceil_div(args.max_q, kStripRows<P>);
         parallel_for(pairs, [&](int64_t pair, int thread) {
             const int64_t b = pair / args.kv_heads, kv_head = pair % args.kv_heads;
             for (int64_t block = 0; block < key_blocks; ++block) forward.pack(b, kv_head, block, packed.of(thread));

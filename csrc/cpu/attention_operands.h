@@ -1,5 +1,5 @@
 // The operands of attention's products (tile.h), for each type P of their elements: float, or bfloat16 in pairs where
-// the machine multiplies those.
+// the machine multiplies those. Their depth is filled up with zeros to whole kWholeSteps<P>.
 #pragma once
 
 #include "sequence.h"
@@ -30,6 +30,8 @@ struct Operand<BFloat16Pair> {
     static void pack(const BFloat16* from, int64_t step, int64_t stride, int64_t depth, int64_t columns,
                      BFloat16Pair* panel) {
         pack_pairs<kTileColumns>(from, step, stride, depth, columns, panel);
+        const int64_t steps = ceil_div(depth, kSteps), whole = round_up(steps, kWholeSteps<BFloat16Pair>);
+        for (int64_t x = steps * kTileColumns; x < whole * kTileColumns; ++x) panel[x] = {};
     }
 };
 

@@ -2,6 +2,14 @@
 #include <stdlib.h>
 #include <string.h>
 
+#if defined(__x86_64__)
+#    include <cpuid.h>
+#endif
+#ifdef __linux__
+#    include <sys/syscall.h>
+#    include <unistd.h>
+#endif
+
 #include <atomic>
 #include <stdexcept>
 #include <string>
@@ -21,17 +29,37 @@ FASTATTN_FOR_EACH_ISA(FASTATTN_DECLARE_TABLE)
 namespace {
 
 // Best first; emulated ones come after the portable one, so that nothing but their name selects them.
-constexpr const char* kPreference[] = {"avx512_bf16", "avx512", "avx2", "portable", "emulated512_bf16", "emulated512"};
+constexpr const char* kPreference[] = {"amx",      "avx512_bf16",      "avx512",      "avx2",
+                                       "portable", "emulated512_bf16", "emulated512", "emulated_amx"};
+
+#if defined(__x86_64__)
+// The processor has the matrix unit, and Linux lets this process use it: its registers are 8 KiB that a thread's
+// context does not hold unless that was asked for, once for all threads.
+bool matrix_unit() {
+    unsigned a, b, c, d;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
+    constexpr unsigned kBFloat16 = 1u << 22, kTiles = 1u << 24;
+    if (!(d & kBFloat16) || !(d & kTiles)) return false;
+#    ifdef __linux__
+    constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+    return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#    else
+    return false;
+#    endif
+}
+#endif
 
 bool machine_runs(const char* isa) {
     if (strcmp(isa, "portable") == 0) return true;
 #if defined(__x86_64__)
     __builtin_cpu_init();
     const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-    if (strncmp(isa, "avx512", 6) != 0) return avx2;
+    const bool amx = strcmp(isa, "amx") == 0;
+    if (strncmp(isa, "avx512", 6) != 0 && !amx) return avx2;
     const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-    return strcmp(isa, "avx512") == 0 ? avx512 : avx512 && __builtin_cpu_supports("avx512bf16");
+    if (strcmp(isa, "avx512") == 0) return avx512;
+    return avx512 && __builtin_cpu_supports("avx512bf16") && (!amx || matrix_unit());
 #else
     return false;
 #endif

@@ -11,7 +11,8 @@ namespace fastattn::FASTATTN_ISA {
 
 namespace gemm_detail {
 
-constexpr int64_t kBlockStrips = 8, kBlockRows = kBlockStrips * kTileRows;
+template <class Step>  // a multiple of kStripRows<Step>
+constexpr int64_t kBlockRows = kOnUnit<Step> ? 384 : 8 * kTileRows;
 
 template <class Epilogue>
 inline void finish_rows(const void* epilogue, int64_t row, int64_t rows, int64_t column, int64_t columns,
@@ -25,7 +26,8 @@ inline void finish_rows(const void* epilogue, int64_t row, int64_t rows, int64_t
 template <class Epilogue>
 inline void finish_transposed(const void* epilogue, int64_t row, int64_t rows, int64_t column, int64_t columns,
                               const float* sums, int64_t stride) {
-    constexpr int64_t kWidth = (kBlockRows + kLanes - 1) / kLanes * kLanes;
+    constexpr int64_t kRows = kMatrixUnit ? kBlockRows<BFloat16Pair> : kBlockRows<float>;
+    constexpr int64_t kWidth = (kRows + kLanes - 1) / kLanes * kLanes;
     float turned[kLanes][kWidth];
     for (int64_t c = 0; c < columns; c += kLanes) {
         for (int64_t r = 0; r < rows; r += kLanes) {

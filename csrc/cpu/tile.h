@@ -20,20 +20,27 @@
 //     tile_rows(rows, …)                    the first with `rows` known at run time only, 1 … kTileRows
 //     tile_rows<T, kTileRows, 1>(rows, …)   the same for one vector of columns
 //
-// The same with bfloat16 operands and float32 sums, where kBFloat16Pairs (avx512_bf16 and its emulation): `a` and `b`
-// are BFloat16Pair, two steps of one row or column in 32 bits, and strides and depth count pairs. A product is rounded
-// once it has been added (the instruction flushes subnormals to zero).
+// The same with bfloat16 operands and float32 sums, where kBFloat16Pairs (avx512_bf16, amx and their emulations): `a`
+// and `b` are BFloat16Pair, two steps of one row or column in 32 bits, and strides and depth count pairs. A product is
+// rounded once it has been added (the instruction flushes subnormals to zero).
+//
+// Where such products run on a matrix unit (kOnUnit<T>, matrix_unit.h) the tile has kStripRows<T> = 32 rows, a_step is 1,
+// and operands' depth is filled up with zeros to whole kWholeSteps<T>.
 //
 // Packing (T is float, BFloat16 or Half; element (s, j) at from[s * step + j * stride]):
 //     pack_panel(from, step, stride, depth, columns, panel)         j: a column of B, kTileColumns a step, zeros beyond
 //     pack_strip(from, step, stride, depth, rows, strip)            j: a row of A, kTileRows a step, zeros beyond
 //     pack_pairs<kWidth>(from, step, stride, depth, count, packed)  the same as pairs, kWidth columns or rows a step;
 //                                                                   an odd depth is filled up with zeros
+//     pack_rows(from, step, stride, depth, rows, length, packed)    pairs, `length` a row and next to each other, as a
+//                                                                   matrix unit takes A; zeros up to kWholeSteps
 //     store_operand(to, v)                                          kLanes steps of a row, rounded to its type
 //     store_operand(to, low, high)                                  kLanes pairs of two steps that were computed
 // Both transpose while they copy where j is not the dimension that lies next to each other.
 #pragma once
 
+#include "integers.h"
+#include "matrix_unit.h"
 #include "simd.h"
 
 namespace fastattn::FASTATTN_ISA {
@@ -48,10 +55,11 @@ constexpr bool kBFloat16Pairs = true;
 constexpr bool kBFloat16Pairs = false;
 #endif
 
-// Steps 2 p (low half) and 2 p + 1 of a row or column.
-struct BFloat16Pair {
-    uint32_t bits;
-};
+// Rows of A that a tile takes, and the steps that an operand's depth is filled up to.
+template <class T>
+constexpr int64_t kStripRows = kOnUnit<T> ? kUnitRows : kTileRows;
+template <class T>
+constexpr int64_t kWholeSteps = kOnUnit<T> ? kUnitSteps : 1;
 
 namespace detail {
 
@@ -107,6 +115,9 @@ FASTATTN_INLINE void one_chain(int64_t depth, const T* a, int64_t a_row, int64_t
 template <int kRows = kTileRows, int kVectors = kTileVectors, class T>
 FASTATTN_INLINE void tile_product(int64_t depth, const T* a, int64_t a_row, int64_t a_step, const T* b, int64_t b_step,
                                   float* c, int64_t c_row, bool accumulate) {
+    if constexpr (kOnUnit<T>) {
+        return unit_product<true, kVectors == kTileVectors>(depth, a, a_row, b, b_step, c, c_row, accumulate);
+    }
 #ifndef __FMA__
     for (; depth > detail::kChain; depth -= detail::kChain) {
         detail::one_chain<kRows, kVectors>(detail::kChain, a, a_row, a_step, b, b_step, c, c_row, accumulate);
@@ -147,7 +158,15 @@ FASTATTN_INLINE Vec column_products(int64_t depth, const T* a, const T* b, int64
 template <class T, int kRows = kTileRows, int kVectors = kTileVectors>
 __attribute__((noinline)) void tile_rows(int rows, int64_t depth, const T* a, int64_t a_row, int64_t a_step, const T* b,
                                          int64_t b_step, float* c, int64_t c_row, bool accumulate) {
-    if constexpr (kRows > 1) {
+    if constexpr (kOnUnit<T>) {
+        constexpr bool kBothColumns = kVectors == kTileVectors;
+        if (rows <= kUnitRows / 2) {
+            unit_product<false, kBothColumns>(depth, a, a_row, b, b_step, c, c_row, accumulate);
+        } else {
+            unit_product<true, kBothColumns>(depth, a, a_row, b, b_step, c, c_row, accumulate);
+        }
+        return;
+    } else if constexpr (kRows > 1) {
         if (rows < kRows) {
             return tile_rows<T, kRows - 1, kVectors>(rows, depth, a, a_row, a_step, b, b_step, c, c_row, accumulate);
         }
@@ -289,6 +308,50 @@ inline void pack_pairs(const BFloat16* from, int64_t step, int64_t stride, int64
             to[j].bits = low[j * stride].bits | second << 16;
         }
         for (; j < kWidth; ++j) to[j].bits = 0;
+    }
+}
+
+// (rows, length) pairs, of which whole kUnitSteps are written.
+inline void pack_rows(const BFloat16* from, int64_t step, int64_t stride, int64_t depth, int64_t rows, int64_t length,
+                      BFloat16Pair* packed) {
+    for (int64_t s = 0; s < depth; s += 2 * kUnitSteps) {
+        for (int64_t j = 0; j < rows; j += kLanes) {
+            for (int64_t first = 0; first < kUnitSteps; first += kLanes) {  // kLanes rows and steps: a square
+                Vec square[kLanes];
+                const int64_t begin = s + 2 * first, count = smaller(rows - j, kLanes);
+                if (step == 1) {
+                    for (int i = 0; i < kLanes; ++i) {
+                        const BFloat16* row = from + (j + i) * stride + begin;
+                        const int64_t there = i < count ? depth - begin : 0;
+                        BFloat16 kept[2 * kLanes] = {};
+                        for (int64_t x = 0; there < 2 * kLanes && x < there; ++x) kept[x] = row[x];
+                        square[i] = load(reinterpret_cast<const float*>(there < 2 * kLanes ? kept : row));
+                    }
+                } else {
+                    for (int i = 0; i < kLanes; ++i) {
+                        Vec halves[2];
+                        for (int half = 0; half < 2; ++half) {
+                            const int64_t d = begin + 2 * i + half;
+                            const BFloat16* row = from + d * step + j * stride;
+                            if (d >= depth) {
+                                halves[half] = Vec{};
+                            } else if (stride == 1) {
+                                halves[half] = detail::load_first(row, count);
+                            } else {
+                                BFloat16 kept[kLanes] = {};
+                                for (int64_t x = 0; x < count; ++x) kept[x] = row[x * stride];
+                                halves[half] = load(kept);
+                            }
+                        }
+                        square[i] = Vec((Bits(halves[0]) >> 16) | Bits(halves[1]));
+                    }
+                    transpose(square);
+                }
+                for (int i = 0; i < count; ++i) {
+                    store(reinterpret_cast<float*>(packed + (j + i) * length + s / 2 + first), square[i]);
+                }
+            }
+        }
     }
 }
 
