@@ -52,7 +52,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker("kernel")
     same = [item for item in items if isas.same_as_in_avx512(item)]
     if same:
-        config.hook.pytest_deselected(same)
+        config.hook.pytest_deselected(items=same)
         items[:] = [item for item in items if not isas.same_as_in_avx512(item)]
     asked = int(os.environ.get("FASTATTN_TEST_EXAMPLES", "0"))
     for item in items:
