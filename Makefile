@@ -27,7 +27,7 @@ bench: $(VENV)/.installed
 lint: $(VENV)/.lint
 	PATH="$(abspath $(BIN)):$$PATH" pre-commit run --all-files
 
-sanitize: $(VENV)/.installed
+sanitize: $(VENV)/.installed $(VENV)/.build
 	PYTHON="$(abspath $(BIN))/python" tests/sanitize.sh
 
 gpu:
@@ -46,6 +46,11 @@ $(VENV)/.torch: constraints.txt
 # One build for every target, with emulations of what the machine lacks, so that no target undoes another's.
 $(VENV)/.installed: $(VENV)/.torch $(SOURCES)
 	FASTATTN_BUILD_EMULATED=auto $(BIN)/pip install -e '.[transformers,test,bench,demo]' -c constraints.txt
+	touch $@
+
+# What setup.py needs, as pyproject.toml says to pip: sanitize.sh runs it without pip.
+$(VENV)/.build: $(VENV)/.torch pyproject.toml
+	sed -n 's/^requires = \[\(.*\)\]$$/\1/p' pyproject.toml | tr , ' ' | xargs $(BIN)/pip install -c constraints.txt
 	touch $@
 
 $(VENV)/.lint: $(VENV)/.torch pyproject.toml
