@@ -6,19 +6,31 @@ import pytest
 import torch
 
 from fastattn.generation import Sampler, generate, stream
-from fastattn.models import DecoderLM, DecoderLMConfig
+from fastattn.models import DecoderLM, DecoderLMConfig, EncoderDecoder, EncoderDecoderConfig
 
 WORDS = 11
+SIZES = {"vocab_size": WORDS, "d_model": 32, "layers": 2, "heads": 4, "tied_head": False}
+T5 = {"buckets": 4, "max_distance": 6, "gated": True}
+Model = DecoderLM | EncoderDecoder
+MODELS = {
+    "gpt": lambda: DecoderLM(DecoderLMConfig(**SIZES)),
+    "llama": lambda: DecoderLM(DecoderLMConfig.llama_like(**SIZES, kv_heads=2)),
+    "t5": lambda: EncoderDecoder(EncoderDecoderConfig(**SIZES, **T5)),
+}
 
 
-@pytest.fixture(scope="module", params=["gpt", "llama"])
-def model(request: pytest.FixtureRequest) -> DecoderLM:
+@pytest.fixture(scope="module", params=MODELS)
+def model(request: pytest.FixtureRequest) -> Model:
     torch.manual_seed(1)
-    make = DecoderLMConfig.llama_like if request.param == "llama" else DecoderLMConfig
-    model = DecoderLM(make(vocab_size=WORDS, d_model=32, layers=2, heads=4)).eval()
-    for parameter in model.parameters():
-        parameter.data *= 4  # so that no two logits are close
+    model = MODELS[request.param]().eval()
+    stir(model)
     return model
+
+
+def stir(model: torch.nn.Module) -> None:
+    """So that no two logits are close, and what is written depends on what was read."""
+    for parameter in model.parameters():
+        parameter.data *= 4
 
 
 @pytest.fixture
@@ -26,16 +38,20 @@ def prompts() -> list[list[int]]:
     return [[3, 1, 4, 1, 5], [9], [2, 6, 5]]
 
 
-def whole_logits(model: DecoderLM, tokens: list[int]) -> torch.Tensor:
-    """(seq, vocabulary), by no cache."""
+def logits_of(model: Model, prompt: list[int], new: list[int]) -> torch.Tensor:
+    """(new, vocabulary), what each of the new tokens is drawn from, by no cache."""
     with torch.no_grad():
-        return model.logits(model(torch.tensor([tokens])).hidden)[0]
+        if isinstance(model, EncoderDecoder):
+            written = torch.tensor([[model.config.start_token, *new[:-1]]])
+            return model.logits(model(torch.tensor([prompt]), decoder_input_ids=written).hidden)[0]
+        return model.logits(model(torch.tensor([prompt + new])).hidden)[0, len(prompt) - 1 : -1]
 
 
 def test_greedy_takes_the_largest_logit_of_the_whole_text(model, prompts):
-    for prompt, new in zip(prompts, generate(model, prompts, 8)):
-        logits = whole_logits(model, prompt + new.tolist())
-        assert new.tolist() == logits[len(prompt) - 1 : -1].argmax(-1).tolist()
+    texts = generate(model, prompts, 8)
+    assert len({tuple(new.tolist()) for new in texts}) > 1
+    for prompt, new in zip(prompts, texts):
+        assert new.tolist() == logits_of(model, prompt, new.tolist()).argmax(-1).tolist()
 
 
 @pytest.mark.parametrize("beams", [1, 3])
@@ -55,11 +71,11 @@ def test_a_text_ends_with_its_first_stop_token(model, prompts):
 
 def test_a_stream_yields_what_generate_returns(model, prompts):
     new: list[list[int]] = [[] for _ in prompts]
-    for step in stream(model, prompts, 6, temperature=1.0, seed=5):
+    for step in stream(model, prompts, 6, temperature=9.0, seed=5):
         for prompt, token in step:
             new[prompt].append(token)
-    assert new == [tokens.tolist() for tokens in generate(model, prompts, 6, temperature=1.0, seed=5)]
-    assert new != [tokens.tolist() for tokens in generate(model, prompts, 6, temperature=1.0, seed=6)]
+    assert new == [tokens.tolist() for tokens in generate(model, prompts, 6, temperature=9.0, seed=5)]
+    assert new != [tokens.tolist() for tokens in generate(model, prompts, 6, temperature=9.0, seed=6)]
 
 
 @pytest.mark.parametrize("length_penalty", [1.0, 0.0, -1.0])
@@ -73,7 +89,7 @@ def test_a_beam_that_is_wide_enough_finds_the_best_of_all_texts(model, length_pe
     ]
 
     def score(text: tuple[int, ...]) -> float:
-        log_probs = whole_logits(model, prompt + list(text)).log_softmax(-1)[len(prompt) - 1 : -1]
+        log_probs = logits_of(model, prompt, list(text)).log_softmax(-1)
         return float(log_probs.gather(1, torch.tensor(text)[:, None]).sum()) / len(text) ** length_penalty
 
     found = generate(
@@ -139,6 +155,7 @@ def test_a_model_in_training_mode_is_refused(model):
         model.eval()
 
 
+PADDING = 60
 HUGGING_FACE = {
     "gpt2": lambda t: t.GPT2LMHeadModel(
         t.GPT2Config(
@@ -158,7 +175,26 @@ HUGGING_FACE = {
             eos_token_id=None,
         )
     ),
+    "t5": lambda t: t.T5ForConditionalGeneration(t5_config(t, "relu")),
+    "t5-gated": lambda t: t.T5ForConditionalGeneration(t5_config(t, "gated-gelu")),
 }
+
+
+def t5_config(t, feed_forward: str):
+    return t.T5Config(
+        vocab_size=61,
+        d_model=32,
+        d_kv=8,
+        d_ff=48,
+        num_layers=2,
+        num_heads=4,
+        feed_forward_proj=feed_forward,
+        relative_attention_num_buckets=8,
+        relative_attention_max_distance=10,
+        decoder_start_token_id=3,
+        tie_word_embeddings=feed_forward == "relu",
+        eos_token_id=None,
+    )
 
 
 @pytest.mark.parametrize(
@@ -169,18 +205,19 @@ def test_the_same_tokens_as_hugging_faces_generate(kind, settings, tmp_path):
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(2)
     theirs = HUGGING_FACE[kind](transformers).eval()
-    for parameter in theirs.parameters():
-        parameter.data *= 4
+    seq2seq = theirs.config.is_encoder_decoder
+    stir(theirs)
     theirs.save_pretrained(tmp_path)
-    ours = DecoderLM.from_pretrained(tmp_path).eval()
+    ours = (EncoderDecoder if seq2seq else DecoderLM).from_pretrained(tmp_path)
     prompts = torch.randint(1, 61, (3, 7), generator=torch.Generator().manual_seed(0))
     mask = torch.ones_like(prompts)
     mask[0, :4] = 0  # theirs are padded on the left
     stops = [5, 17, 40]
-    expected = theirs.generate(
-        prompts, attention_mask=mask, max_new_tokens=12, do_sample=False, eos_token_id=stops, pad_token_id=0, **settings
-    )[:, 7:]
+    theirs_settings = {"do_sample": False, "eos_token_id": stops, "pad_token_id": PADDING, **settings}
+    expected = theirs.generate(prompts, attention_mask=mask, max_new_tokens=12, **theirs_settings)
+    expected = expected[:, 1 if seq2seq else 7 :]
+    assert len({tuple(row.tolist()) for row in expected}) > 1
     found = generate(ours, [row[kept.bool()] for row, kept in zip(prompts, mask)], 12, stop_tokens=stops, **settings)
     for new, row in zip(found, expected):
         assert new.tolist() == row[: len(new)].tolist()
-        assert not row[len(new) :].any()  # padding
+        assert (row[len(new) :] == PADDING).all()

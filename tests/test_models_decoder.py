@@ -72,8 +72,8 @@ def test_prompts_of_any_length_and_tokens_behind_them_are_the_whole_sequence(nam
     _, _, sequences = padded("right")
     prompts = [sequence[: max(1, len(sequence) - 3)] for sequence in sequences]
     more = torch.randint(VOCAB, (len(prompts), 4))
-    cache = model.new_cache(len(prompts), 12)
     lengths = torch.tensor([len(prompt) for prompt in prompts])
+    cache = model.new_cache(len(prompts), int(lengths.max()), 4)
     starts = F.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
     with torch.inference_mode():
         last = model.prefill(torch.cat(prompts), starts, int(lengths.max()), cache)
@@ -88,7 +88,7 @@ def test_a_reordered_cache_continues_the_sequences_it_was_given():
     model = decoder("llama")
     ids = torch.randint(VOCAB, (3, 5))
     starts = torch.arange(0, 16, 5, dtype=torch.int32)
-    cache = model.new_cache(3, 8)
+    cache = model.new_cache(3, 5, 3)
     model.prefill(ids.flatten(), starts, 5, cache)
     rows = torch.tensor([2, 0, 2, 2])
     cache.reorder(rows)
@@ -145,7 +145,7 @@ def test_weights_start_as_gpt2s():
 def test_wrong_input_is_named():
     model = decoder("gpt")
     ids = torch.ones(2, 4, dtype=torch.int64)
-    cache = model.new_cache(2, 6)
+    cache = model.new_cache(2, 4, 2)
     starts = torch.tensor([0, 4, 8], dtype=torch.int32)
     for expected, message, call in (
         (TypeError, "input_ids has dtype torch.float32", lambda: model(ids.float())),

@@ -4,8 +4,9 @@ import copy
 
 import pytest
 import torch
+import torch.nn.functional as F
 import transformers_cases
-from model_cases import SIZES, assert_close, assert_same, gradients, padded, shake
+from model_cases import SIZES, VOCAB, assert_close, assert_same, gradients, padded, shake
 
 import fastattn
 from fastattn.models import EncoderDecoder, EncoderDecoderConfig
@@ -96,6 +97,34 @@ def test_it_learns_a_batch_by_heart_and_comes_back(fields, tmp_path):
     model.save_pretrained(tmp_path)
     found = EncoderDecoder.from_pretrained(tmp_path)
     assert torch.equal(found(ids, mask, labels=labels).loss, model.eval()(ids, mask, labels=labels).loss)
+
+
+@KINDS
+def test_writing_token_by_token_behind_a_cache_is_writing_all_at_once(fields):
+    """Also where places come to continue other texts: of the same source, as beams do, and of another one."""
+    model = made(fields)
+    _, _, sequences = padded("right")
+    lengths = torch.tensor([len(sequence) for sequence in sequences])
+    starts = F.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
+    cache = model.new_cache(len(sequences), int(lengths.max()), 5)
+    found = [model.prefill(torch.cat(sequences), starts, int(lengths.max()), cache)]
+    sources, written = list(range(4)), torch.zeros(4, 1, dtype=torch.int64)
+    for rows in ([0, 1, 2, 3], [2, 0, 0, 3, 3, 3], [0, 2, 1, 4, 5, 3], [1, 5]):
+        cache.reorder(torch.tensor(rows))
+        more = torch.randint(VOCAB, (len(rows), 1), generator=torch.Generator().manual_seed(len(rows)))
+        sources, written = [sources[row] for row in rows], torch.cat([written[rows], more], dim=1)
+        found = [step[rows] for step in found] + [model.decode(more, cache).squeeze(1)]
+    whole = [model(sequences[i][None], decoder_input_ids=text[None]).hidden[0] for i, text in zip(sources, written)]
+    assert_close(torch.stack(found, dim=1), torch.stack(whole))
+    with pytest.raises(ValueError, match="capacity 5"):
+        model.decode(more, cache)
+    cache = model.new_cache(1, 9, 2)
+    with pytest.raises(ValueError, match="call prefill first"):
+        model.decode(more[:1], cache)
+    with pytest.raises(ValueError, match="2 tokens a sequence"):
+        model.decode(more.reshape(1, 2), cache)
+    with pytest.raises(ValueError, match="a prompt is empty"):
+        model.prefill(sequences[0][:0], torch.tensor([0, 0], dtype=torch.int32), 9, cache)
 
 
 def test_wrong_input_is_named():

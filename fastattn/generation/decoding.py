@@ -1,24 +1,40 @@
 """The loop: prompts are read once, packed, and then a token of each text at a time, against a cache of keys and values."""
 
 from collections.abc import Iterator, Sequence
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from fastattn.models.cache import KeyValueCache
 from fastattn.ops import _checks
 
 from .beams import BeamSearch
 from .sampling import Sampler
 
 
-class Decoder(Protocol):
-    """What a model must have: `fastattn.models.DecoderLM` has it."""
+class Cache(Protocol):
+    """What a model remembers of the texts it writes, a row each."""
 
-    def new_cache(self, batch: int, capacity: int) -> KeyValueCache: ...
-    def prefill(self, input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int, cache: KeyValueCache) -> Tensor: ...
-    def decode(self, input_ids: Tensor, cache: KeyValueCache) -> Tensor: ...
+    def reorder(self, rows: Tensor) -> None:
+        """Makes row i what row rows[i] was; the number of rows may change."""
+
+
+CacheT = TypeVar("CacheT", bound=Cache)
+
+
+class Decoder(Protocol[CacheT]):
+    """What a model must have; `fastattn.models.DecoderLM` and `EncoderDecoder` have it.
+
+    new_cache(batch, longest, new)      room for `batch` prompts of at most `longest` tokens, and `new` tokens behind each
+    prefill(input_ids, cu_seqlens, max_seqlen, cache)
+                                        reads the packed prompts (tokens,); (batch, d_model), what the next tokens follow from
+    decode(input_ids, cache)            reads a token more of each row, (rows, 1); (rows, 1, d_model), likewise
+    logits(hidden)                      (rows, d_model) to (rows, vocabulary)
+    """
+
+    def new_cache(self, batch: int, longest: int, new: int) -> CacheT: ...
+    def prefill(self, input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int, cache: CacheT) -> Tensor: ...
+    def decode(self, input_ids: Tensor, cache: CacheT) -> Tensor: ...
     def logits(self, hidden: Tensor) -> Tensor: ...
 
 
@@ -36,13 +52,13 @@ def generate(
     stop_tokens: int | Sequence[int] = (),
     seed: int | None = None,
 ) -> list[Tensor]:
-    """The tokens that the model goes on with after each prompt.
+    """The tokens that the model goes on with after each prompt, or, an encoder and decoder, writes when it has read it.
 
     Prompts of unequal lengths are packed, so that no padding is computed, and a text that has ended takes no further part.
     The answer to a prompt does not depend on the others but for rounding and, where tokens are drawn, for the order of draws.
 
     Args:
-        model: a decoder in eval mode, such as `fastattn.models.DecoderLM`.
+        model: `fastattn.models.DecoderLM`, `EncoderDecoder` or another `Decoder`, in eval mode.
         prompts: for each text its token numbers, at least one.
         max_new_tokens: how many to add at most.
         temperature, top_k, top_p: see `Sampler`; temperature 0 takes the most probable token.
@@ -107,15 +123,15 @@ def stream(
 
 
 @torch.inference_mode()
-def _first(model: Decoder, packed: tuple[Tensor, Tensor, int], max_new_tokens: int) -> tuple[Tensor, KeyValueCache]:
+def _first(model: Decoder, packed: tuple[Tensor, Tensor, int], max_new_tokens: int) -> tuple[Tensor, Cache]:
     """Logits of each prompt's next token, and the cache that has the prompts."""
     ids, cu_seqlens, longest = packed
-    cache = model.new_cache(cu_seqlens.shape[0] - 1, longest + max_new_tokens)
+    cache = model.new_cache(cu_seqlens.shape[0] - 1, longest, max_new_tokens)
     return model.logits(model.prefill(ids, cu_seqlens, longest, cache)), cache
 
 
 @torch.inference_mode()
-def _next(model: Decoder, tokens: Tensor, cache: KeyValueCache) -> Tensor:
+def _next(model: Decoder, tokens: Tensor, cache: Cache) -> Tensor:
     return model.logits(model.decode(tokens[:, None], cache)[:, 0])
 
 

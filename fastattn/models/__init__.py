@@ -8,12 +8,13 @@ TokenTagger         a class for each token
 SpanAnswerer        where in the sequence the answer stands
 Embedder            a vector for each sequence
 EncoderDecoder      T5-like models from sequences to sequences
+EncoderDecoderCache what such a model remembers while it generates
 
 All have save_pretrained and from_pretrained; DecoderLM also reads Hugging Face's GPT-2 and Llama, Encoder BERT,
 EncoderDecoder T5.
 """
 
-from .cache import KeyValueCache
+from .cache import EncoderDecoderCache, KeyValueCache
 from .decoder import DecoderLM, DecoderLMConfig, LanguageModelOutput
 from .encoder import Encoder, EncoderConfig
 from .encoder_decoder import EncoderDecoder, EncoderDecoderConfig
@@ -26,6 +27,7 @@ __all__ = [
     "Encoder",
     "EncoderConfig",
     "EncoderDecoder",
+    "EncoderDecoderCache",
     "EncoderDecoderConfig",
     "HeadConfig",
     "HeadOutput",

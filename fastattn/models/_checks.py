@@ -80,3 +80,11 @@ def prompts(input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int, batch: int) 
         raise ValueError(
             "a prompt is empty; every prompt needs a token to continue from, such as the one for the beginning"
         )
+
+
+def continued(input_ids: Tensor, batch: int) -> None:
+    token_ids("input_ids", input_ids)
+    if input_ids.shape[0] != batch:
+        raise ValueError(
+            f"input_ids has batch {input_ids.shape[0]} but the cache holds {batch} sequences; they must be equal"
+        )

@@ -1,4 +1,4 @@
-"""Keys and values of the tokens that a decoder has seen."""
+"""Keys and values of the tokens that a decoder has seen, its own and those of an encoder."""
 
 from typing import Any
 
@@ -7,6 +7,8 @@ from torch import Tensor
 
 from fastattn.nn.packed_sequences import PackedSequences
 from fastattn.ops import _checks
+
+from . import _checks as _model_checks
 
 
 class KeyValueCache:
@@ -50,14 +52,44 @@ class KeyValueCache:
         """How many sequences it holds."""
         return self.lengths.shape[0]
 
-    def write_packed(self, layer: int, key: Tensor, value: Tensor, sequences: PackedSequences) -> None:
-        """Puts the keys and values (tokens, kv_heads, head_dim) of whole sequences at the start of theirs.
+    def check_room(self, new: int) -> None:
+        """Raises a ValueError where the longest sequence has no room for `new` more tokens."""
+        if self.longest + new > self.capacity:
+            raise ValueError(
+                f"{new} tokens are added to up to {self.longest} in a cache of capacity {self.capacity}; make it longer"
+            )
 
-        `indices` of sequences are places in the flattened (batch · capacity); lengths are not changed.
+    def places(self, input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> PackedSequences:
+        """Where prompts go that are laid end to end: `indices` are places in the flattened (batch · capacity).
+
+        Args:
+            input_ids: (tokens,), the prompts one after the other.
+            cu_seqlens: (batch + 1,), int32, where each begins, ending at tokens; no prompt is empty.
+            max_seqlen: the longest prompt.
+
+        Raises:
+            TypeError, ValueError: dtypes or shapes that do not fit, an empty prompt, a cache that is not empty or too short.
         """
+        _model_checks.prompts(input_ids, cu_seqlens, max_seqlen, self.batch)
+        if self.longest:
+            raise ValueError(
+                f"the cache holds up to {self.longest} tokens a sequence; prefill wants an empty one: call cache.reset()"
+            )
+        self.check_room(max_seqlen)
+        tokens, device = input_ids.shape[0], input_ids.device
+        rows = torch.arange(self.batch, device=device)
+        rows = rows.repeat_interleave(cu_seqlens.diff(), output_size=tokens)
+        indices = torch.arange(tokens, device=device) - cu_seqlens[rows] + rows * self.capacity
+        return PackedSequences(indices, cu_seqlens, max_seqlen)
+
+    def write_packed(self, layer: int, key: Tensor, value: Tensor, sequences: PackedSequences) -> None:
+        """Puts the keys and values (1, kv_heads, tokens, head_dim) of whole sequences at the start of theirs.
+
+        `sequences` are of `places`; lengths are not changed.
+        """
+        row, position = sequences.indices // self.capacity, sequences.indices % self.capacity
         for cache, new in ((self.keys[layer], key), (self.values[layer], value)):
-            row, position = sequences.indices // self.capacity, sequences.indices % self.capacity
-            cache[row, :, position] = new.to(cache.dtype)
+            cache[row, :, position] = new[0].transpose(0, 1).to(cache.dtype)
 
     def advance(self, by: Tensor | int, most: int) -> None:
         """Counts tokens that every layer has: `by` is int32 (batch,) or one number; `most` is the largest of it."""
@@ -87,3 +119,41 @@ class KeyValueCache:
         """Forgets all tokens; the memory stays."""
         self.lengths = torch.zeros_like(self.lengths)
         self.longest = 0
+
+
+class EncoderDecoderCache:
+    """What an encoder and decoder remembers while it writes. For inference.
+
+    Args:
+        read: keys and values of what the encoder read, for the decoder's cross-attention.
+        written: those of what the decoder has written; its sequences are all of one length.
+
+    Attributes:
+        bias: (1, heads, 1, capacity of written), the position bias of the last place there is to all before it, of which
+            that of an earlier place is the end.
+    """
+
+    def __init__(self, read: KeyValueCache, written: KeyValueCache) -> None:
+        self.read, self.written = read, written
+        self.bias: Tensor | None = None
+        self._sources = torch.arange(read.batch, device=read.lengths.device)
+
+    @property
+    def batch(self) -> int:
+        """How many sequences it holds."""
+        return self.written.batch
+
+    def reorder(self, rows: Tensor) -> None:
+        """As `KeyValueCache.reorder`. What was read is copied only where a place comes to continue another source: the beams
+        of a prompt have the same."""
+        self.written.reorder(rows)
+        sources = self._sources.index_select(0, rows)
+        if not torch.equal(sources, self._sources):
+            self.read.reorder(rows)
+        self._sources = sources
+
+    def reset(self) -> None:
+        """Forgets all tokens; the memory stays."""
+        self.read.reset()
+        self.written.reset()
+        self._sources = torch.arange(self.read.batch, device=self._sources.device)

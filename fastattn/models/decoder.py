@@ -190,11 +190,14 @@ class DecoderLM(Pretrained):
         """hidden (…, d_model) to (…, vocab_size)."""
         return ops.linear(hidden, self.head_weight)
 
-    def new_cache(self, batch: int, capacity: int) -> KeyValueCache:
-        """An empty cache for `batch` sequences of at most `capacity` tokens, in the model's dtype and on its device."""
+    def new_cache(self, batch: int, longest: int, new: int) -> KeyValueCache:
+        """An empty cache for `batch` prompts of at most `longest` tokens with at most `new` behind each, in the model's dtype
+        and on its device."""
         config, like = self.config, self.embedding.weight
         _, kv_heads, head_dim = config.head_sizes
-        return KeyValueCache(config.layers, batch, kv_heads, capacity, head_dim, dtype=like.dtype, device=like.device)
+        return KeyValueCache(
+            config.layers, batch, kv_heads, longest + new, head_dim, dtype=like.dtype, device=like.device
+        )
 
     @torch.no_grad()
     def prefill(self, input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int, cache: KeyValueCache) -> Tensor:
@@ -212,20 +215,10 @@ class DecoderLM(Pretrained):
         Raises:
             TypeError, ValueError: dtypes or shapes that do not fit, an empty prompt, a cache that is full or too short.
         """
-        _checks.prompts(input_ids, cu_seqlens, max_seqlen, cache.batch)
-        if cache.longest:
-            raise ValueError(
-                f"the cache holds up to {cache.longest} tokens a sequence; prefill wants an empty one: call cache.reset()"
-            )
-        self._check_room(cache, max_seqlen)
-        lengths = cu_seqlens.diff()
-        rows = torch.arange(cache.batch, device=input_ids.device)
-        rows = rows.repeat_interleave(lengths, output_size=input_ids.shape[0])
-        places = torch.arange(input_ids.shape[0], device=input_ids.device) - cu_seqlens[rows] + rows * cache.capacity
-        tokens = Prompts(True, PackedSequences(places, cu_seqlens, max_seqlen), cache=cache)
+        tokens = Prompts(True, cache.places(input_ids, cu_seqlens, max_seqlen), cache=cache)
         ends = cu_seqlens[1:].long() - 1
         hidden = self._run(input_ids.unsqueeze(0), tokens, max_seqlen, ends)
-        cache.advance(lengths, max_seqlen)
+        cache.advance(cu_seqlens.diff(), max_seqlen)
         return hidden.squeeze(0)
 
     @torch.no_grad()
@@ -242,22 +235,12 @@ class DecoderLM(Pretrained):
         Raises:
             TypeError, ValueError: dtypes or shapes that do not fit, a cache without room.
         """
-        _checks.token_ids("input_ids", input_ids)
-        batch, new = input_ids.shape
-        if batch != cache.batch:
-            raise ValueError(
-                f"input_ids has batch {batch} but the cache holds {cache.batch} sequences; they must be equal"
-            )
-        self._check_room(cache, new)
+        _checks.continued(input_ids, cache.batch)
+        new = input_ids.shape[1]
+        cache.check_room(new)
         hidden = self._run(input_ids, Continued(cache), cache.longest + new)
         cache.advance(new, new)
         return hidden
-
-    def _check_room(self, cache: KeyValueCache, new: int) -> None:
-        if cache.longest + new > cache.capacity:
-            raise ValueError(
-                f"{new} tokens are added to up to {cache.longest} in a cache of capacity {cache.capacity}; make it longer"
-            )
 
     def _run(self, input_ids: Tensor, tokens: Tokens, longest: int, rows: Tensor | None = None) -> Tensor:
         """Hidden states behind the last norm, of all tokens or of those of the given rows of (1, tokens)."""

@@ -13,10 +13,11 @@ from fastattn.nn import FeedForward, RelativePositionBias, RMSNorm
 from fastattn.nn.packed_sequences import PackedSequences
 
 from . import _checks
+from .cache import EncoderDecoderCache, KeyValueCache
 from .decoder import LanguageModelOutput
 from .layers import PreNormLayer
 from .pretrained import Pretrained
-from .self_attention import CrossAttention, Memory, Packed, SelfAttention, Whole
+from .self_attention import Continued, CrossAttention, Memory, Packed, Remembered, SelfAttention, Tokens, Whole
 
 
 @dataclass
@@ -91,7 +92,7 @@ class Stack(nn.Module):
             FeedForward(width, config.dim_feedforward, config.activation, config.gated, dropout=p, bias=False),
             [RMSNorm(width, config.norm_eps) for _ in range(3 if self.decoder else 2)],
             p,
-            CrossAttention(width, heads, head_dim, False, p, scale=1.0) if self.decoder else None,
+            CrossAttention(number, width, heads, head_dim, False, p, scale=1.0) if self.decoder else None,
         )
 
     def forward(self, x: Tensor, sequences: PackedSequences | None, memory: Memory | None = None) -> Tensor:
@@ -99,6 +100,10 @@ class Stack(nn.Module):
         longest = x.shape[1] if sequences is None else sequences.max_seqlen
         bias = self.bias(longest)
         tokens = Whole(self.decoder, bias) if sequences is None else Packed(self.decoder, sequences, bias)
+        return self.run(x, tokens, memory)
+
+    def run(self, x: Tensor, tokens: Tokens, memory: Memory | Remembered | None) -> Tensor:
+        """The same for any kind of tokens, which has the bias."""
         x, branch = self.dropout(x), cast(Any, None)
         recompute = self.config.checkpoint and self.training and torch.is_grad_enabled()
         for layer in self.layers:
@@ -203,6 +208,71 @@ class EncoderDecoder(Pretrained):
         packed = self.decoder(self.embedding(written.pack(decoder_input_ids)), written, memory)
         loss = None if labels is None else self._loss(packed, written.pack(labels))
         return LanguageModelOutput(written.unpack(packed, *decoder_input_ids.shape), loss)
+
+    def new_cache(self, batch: int, longest: int, new: int) -> EncoderDecoderCache:
+        """An empty cache to read `batch` sequences of at most `longest` tokens and to write at most `new` for each, in the
+        model's dtype and on its device."""
+        config, like = self.config, self.embedding.weight
+        layers, heads, head_dim = cast(int, config.decoder_layers), config.heads, cast(int, config.head_dim)
+        read, written = (
+            KeyValueCache(layers, batch, heads, room, head_dim, dtype=like.dtype, device=like.device)
+            for room in (longest, new)
+        )
+        return EncoderDecoderCache(read, written)
+
+    @torch.no_grad()
+    def prefill(self, input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int, cache: EncoderDecoderCache) -> Tensor:
+        """Reads sequences of any lengths, laid end to end, and begins to write with config.start_token.
+
+        Args:
+            input_ids: (tokens,), what is read, one sequence after the other.
+            cu_seqlens: (batch + 1,), int32, where each begins, ending at tokens; none is empty.
+            max_seqlen: the longest.
+            cache: of `new_cache(batch, …)`, empty.
+
+        Returns:
+            (batch, d_model), the hidden state of each start token; `logits` of it say what comes first.
+
+        Raises:
+            TypeError, ValueError: dtypes or shapes that do not fit, an empty sequence, a cache that is full or too short.
+        """
+        read, written = cache.read, cache.written
+        places = read.places(input_ids, cu_seqlens, max_seqlen)
+        hidden = self.encoder(self.embedding(input_ids.unsqueeze(0)), places)
+        for layer in self.decoder.layers:
+            cast(PreNormLayer, layer).cross.remember(hidden, read, places)  # type: ignore[union-attr]
+        read.advance(cu_seqlens.diff(), max_seqlen)
+        cache.bias = self.decoder.bias(1, written.capacity, offset=written.capacity - 1)
+        start = torch.full((cache.batch, 1), self.config.start_token, device=input_ids.device)
+        return self.decode(start, cache).squeeze(1)
+
+    @torch.no_grad()
+    def decode(self, input_ids: Tensor, cache: EncoderDecoderCache) -> Tensor:
+        """Reads the next token that was written for each sequence in the cache, and puts it there.
+
+        Args:
+            input_ids: (batch, 1), int64 or int32, the tokens that follow those in the cache.
+            cache: as `prefill` left it.
+
+        Returns:
+            (batch, 1, d_model), their hidden states.
+
+        Raises:
+            TypeError, ValueError: dtypes or shapes that do not fit, a cache without room or not filled.
+        """
+        _checks.continued(input_ids, cache.batch)
+        if input_ids.shape[1] != 1:
+            raise ValueError(
+                f"input_ids has {input_ids.shape[1]} tokens a sequence; expected (batch, 1), one at a time"
+            )
+        if cache.bias is None:
+            raise ValueError("the cache is empty; call prefill first, which reads what the decoder attends to")
+        written = cache.written
+        written.check_room(1)
+        tokens = Continued(written, cache.bias[..., written.capacity - written.longest - 1 :])
+        hidden = self.decoder.run(self.embedding(input_ids), tokens, Remembered(cache.read))
+        written.advance(1, 1)
+        return hidden
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden (…, d_model) to (…, vocab_size)."""

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from fastattn.nn import FeedForward, LayerNorm, RMSNorm
 
-from .self_attention import CrossAttention, Memory, SelfAttention, Tokens
+from .self_attention import CrossAttention, Memory, Remembered, SelfAttention, Tokens
 
 Angles = tuple[Tensor, Tensor] | None
 
@@ -40,7 +40,12 @@ class PreNormLayer(nn.Module):
         self.attention, self.cross, self.feed_forward, self.dropout = attention, cross, feed_forward, dropout
 
     def forward(
-        self, branch: Tensor | None, x: Tensor, tokens: Tokens, angles: Angles = None, memory: Memory | None = None
+        self,
+        branch: Tensor | None,
+        x: Tensor,
+        tokens: Tokens,
+        angles: Angles = None,
+        memory: Memory | Remembered | None = None,
     ) -> tuple[Tensor, Tensor]:
         """(branch, x) to (branch, x), each (batch, seq, d_model); the first layer has no branch to add."""
         p = self.dropout if self.training else 0.0

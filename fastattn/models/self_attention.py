@@ -67,15 +67,19 @@ class Prompts(Packed):
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, dropout_p: float, scale: float | None
     ) -> Tensor:
-        self.cache.write_packed(layer, key.squeeze(0).transpose(0, 1), value.squeeze(0).transpose(0, 1), self.sequences)
+        self.cache.write_packed(layer, key, value, self.sequences)
         return super().attend(layer, query, key, value, dropout_p, scale)
 
 
 @dataclass(frozen=True)
 class Continued:
-    """New tokens of sequences whose earlier ones are in a cache."""
+    """New tokens of sequences whose earlier ones are in a cache.
+
+    bias (1, heads, 1, tokens) is added to the scores of one new token; the sequences then are of one length, tokens - 1.
+    """
 
     cache: KeyValueCache
+    bias: Tensor | None = None
 
     def positions(self, x: Tensor) -> Tensor:
         return self.cache.lengths.unsqueeze(1) + torch.arange(x.shape[1], device=x.device)
@@ -84,10 +88,13 @@ class Continued:
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, dropout_p: float, scale: float | None
     ) -> Tensor:
         cache = self.cache
-        out = ops.attention_with_kvcache(
-            query, cache.keys[layer], cache.values[layer], key, value, cache_seqlens=cache.lengths, scale=scale
-        )
-        return cast(Tensor, out)
+        keys, values = cache.keys[layer], cache.values[layer]
+        if self.bias is None:
+            out = ops.attention_with_kvcache(query, keys, values, key, value, cache_seqlens=cache.lengths, scale=scale)
+            return cast(Tensor, out)
+        end = cache.longest + 1
+        keys[:, :, cache.longest : end], values[:, :, cache.longest : end] = key, value
+        return cast(Tensor, ops.attention(query, keys[:, :, :end], values[:, :, :end], self.bias, scale=scale))
 
 
 Tokens = Whole | Packed | Continued
@@ -102,10 +109,25 @@ class Memory:
     queries: PackedSequences | None = None
     keys: PackedSequences | None = None
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, dropout_p: float, scale: float | None) -> Tensor:
+    def attend(self, cross: "CrossAttention", query: Tensor, dropout_p: float) -> Tensor:
+        key, value = cross.keys_and_values(self.hidden)
         if self.queries is None or self.keys is None:
-            return cast(Tensor, ops.attention(query, key, value, None, dropout_p, False, scale))
-        return _attend_packed(query, key, value, self.queries, self.keys, dropout_p, False, scale, None)
+            return cast(Tensor, ops.attention(query, key, value, None, dropout_p, False, cross.scale))
+        return _attend_packed(query, key, value, self.queries, self.keys, dropout_p, False, cross.scale, None)
+
+
+@dataclass(frozen=True)
+class Remembered:
+    """The same, whose keys and values are in a cache: `CrossAttention.remember` put them there. For inference."""
+
+    cache: KeyValueCache
+
+    def attend(self, cross: "CrossAttention", query: Tensor, dropout_p: float) -> Tensor:
+        keys, values = self.cache.keys[cross.layer], self.cache.values[cross.layer]
+        out = ops.attention_with_kvcache(
+            query, keys, values, cache_seqlens=self.cache.lengths, is_causal=False, scale=cross.scale
+        )
+        return cast(Tensor, out)
 
 
 def _attend_packed(
@@ -174,6 +196,7 @@ class CrossAttention(nn.Module):
     The state_dict holds `query`, `key_value` (2 · heads · head_dim rows: keys, values, head after head) and `out`.
 
     Args:
+        layer: number of the layer, its place in a cache.
         d_model, heads, head_dim: sizes.
         bias: whether the projections have a bias.
         dropout: probability of dropping an attention weight in training.
@@ -183,17 +206,32 @@ class CrossAttention(nn.Module):
     """
 
     def __init__(
-        self, d_model: int, heads: int, head_dim: int, bias: bool, dropout: float, scale: float | None = None
+        self,
+        layer: int,
+        d_model: int,
+        heads: int,
+        head_dim: int,
+        bias: bool,
+        dropout: float,
+        scale: float | None = None,
     ) -> None:
         super().__init__()
-        self.head_dim, self.dropout, self.scale = head_dim, dropout, scale
+        self.layer, self.head_dim, self.dropout, self.scale = layer, head_dim, dropout, scale
         self.query = Linear(d_model, heads * head_dim, bias)
         self.key_value = Linear(d_model, 2 * heads * head_dim, bias)
         self.out = Linear(heads * head_dim, d_model, bias)
 
-    def forward(self, x: Tensor, memory: Memory) -> Tensor:
+    def keys_and_values(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Of an encoder's hidden states (batch, seq, d_model): (batch, heads, seq, head_dim) each."""
+        key, value = self.key_value(hidden).unflatten(-1, (-1, self.head_dim)).transpose(1, 2).chunk(2, dim=1)
+        return key, value
+
+    def remember(self, hidden: Tensor, cache: KeyValueCache, sequences: PackedSequences) -> None:
+        """Puts the keys and values of packed hidden states (1, tokens, d_model) into a cache."""
+        cache.write_packed(self.layer, *self.keys_and_values(hidden), sequences)
+
+    def forward(self, x: Tensor, memory: Memory | Remembered) -> Tensor:
         """x (batch, seq, d_model), or packed (1, tokens, d_model), to the same."""
         query = self.query(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-        key, value = self.key_value(memory.hidden).unflatten(-1, (-1, self.head_dim)).transpose(1, 2).chunk(2, dim=1)
-        out = memory.attend(query, key, value, self.dropout if self.training else 0.0, self.scale)
+        out = memory.attend(self, query, self.dropout if self.training else 0.0)
         return self.out(out.transpose(1, 2).flatten(2))
