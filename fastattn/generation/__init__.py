@@ -1,4 +1,4 @@
-"""Tokens from a decoder, or an encoder and decoder, one after the other: greedy, sampled, or by beam search, all at once or as they come.
+"""Tokens from a decoder, or an encoder and decoder: greedy, sampled, or by beam search, all at once or as they come.
 
 generate(model, prompts, …)    the new tokens of each prompt
 stream(model, prompts, …)      the same, step by step
