@@ -16,6 +16,7 @@ from fastattn.models.heads import POOLINGS, pool
 
 HEADS = {
     "classes": (SequenceClassifier, {"labels": 5, "pooling": "mean"}, torch.tensor([4, 0, -100, 2])),
+    "classes of a pooler": (SequenceClassifier, {"labels": 5, "pooler": True}, torch.tensor([4, 0, -100, 2])),
     "several classes": (SequenceClassifier, {"labels": 3}, torch.eye(4)[:, :3]),
     "tags": (TokenTagger, {"labels": 4}, torch.arange(36).reshape(4, 9) % 4),
     "spans": (SpanAnswerer, {}, torch.tensor([[2, 6], [0, 3], [0, 0], [1, -100]])),
@@ -64,6 +65,102 @@ def test_hugging_faces_bert_gives_the_same(model_class, changes, tmp_path):
         transformers_cases.assert_near(grad, expected_grad, "gradient", 5e-5)
 
 
+HUGGING_FACE_HEADS = {
+    "BertForSequenceClassification": (SequenceClassifier, 5),
+    "BertForTokenClassification": (TokenTagger, 4),
+    "BertForQuestionAnswering": (SpanAnswerer, 2),
+}
+BERT_HEADS = pytest.mark.parametrize("theirs", HUGGING_FACE_HEADS)
+
+
+def saved_head(theirs, folder, **changes):
+    torch.manual_seed(1)
+    config = transformers_cases.BERT | {"num_labels": HUGGING_FACE_HEADS[theirs][1], "classifier_dropout": 0.3}
+    reference = shake(getattr(transformers, theirs)(transformers.BertConfig(**(config | changes)))).eval()
+    reference.save_pretrained(folder)
+    return reference
+
+
+@BERT_HEADS
+def test_hugging_faces_heads_give_the_same_scores_and_loss(theirs, tmp_path):
+    reference = saved_head(theirs, tmp_path)
+    model = HUGGING_FACE_HEADS[theirs][0].from_pretrained(tmp_path)
+    inputs = transformers_cases.batch("right")
+    kept = inputs["attention_mask"].bool()
+    if theirs == "BertForQuestionAnswering":
+        labels = torch.tensor([[1, 4], [0, 5], [3, 3]])
+        expected = reference(**inputs, start_positions=labels[:, 0], end_positions=labels[:, 1])
+        given = model(**inputs, labels=labels)
+        transformers_cases.assert_near(given.start_logits[kept], expected.start_logits[kept])
+        transformers_cases.assert_near(given.end_logits[kept], expected.end_logits[kept])
+        expected = reference(**inputs_of_one(inputs), start_positions=labels[:1, 0], end_positions=labels[:1, 1])
+        given = model(**inputs_of_one(inputs), labels=labels[:1])  # theirs lets the answer begin in the padding
+        head, expected_head = model.head, reference.qa_outputs
+    else:
+        labels = torch.tensor([4, 0, 2]) if theirs == "BertForSequenceClassification" else inputs["input_ids"] % 4
+        if labels.ndim == 2:
+            labels = labels.masked_fill(~kept, -100)
+        expected, given = reference(**inputs, labels=labels), model(**inputs, labels=labels)
+        rows = kept if labels.ndim == 2 else slice(None)
+        transformers_cases.assert_near(given.logits[rows], expected.logits[rows])
+        assert model.dropout.p == reference.dropout.p == 0.3
+        head, expected_head = model.head, reference.classifier
+    transformers_cases.assert_near(given.loss, expected.loss)
+    for ours, others in (
+        (head.weight, expected_head.weight),
+        (model.encoder.embedding.weight, reference.bert.embeddings.word_embeddings.weight),
+    ):
+        (grad,) = torch.autograd.grad(given.loss, ours, retain_graph=True)
+        (expected_grad,) = torch.autograd.grad(expected.loss, others, retain_graph=True)
+        transformers_cases.assert_near(grad, expected_grad, "gradient", 5e-5)
+    model.save_pretrained(tmp_path / "ours")
+    again = type(model).from_pretrained(tmp_path / "ours").state_dict()
+    assert all(torch.equal(tensor, again[name]) for name, tensor in model.state_dict().items())
+
+
+def inputs_of_one(inputs):
+    return {"input_ids": inputs["input_ids"][:1]}
+
+
+@BERT_HEADS
+def test_an_encoder_is_read_from_under_a_head_where_that_is_named(theirs, tmp_path):
+    reference = saved_head(theirs, tmp_path)
+    head = "qa_outputs" if theirs == "BertForQuestionAnswering" else "classifier"
+    with pytest.raises(ValueError, match=rf"left over \['{head}.bias', '{head}.weight'\]; leave_out can name"):
+        Encoder.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="'lm_head', with which no name"):
+        Encoder.from_pretrained(tmp_path, leave_out=[head, "lm_head"])
+    with pytest.raises(TypeError, match="expected a list"):
+        Encoder.from_pretrained(tmp_path, leave_out=head)
+    model = Encoder.from_pretrained(tmp_path, leave_out=[f"{head}."])
+    inputs = transformers_cases.batch("right")
+    kept = inputs["attention_mask"].bool()
+    transformers_cases.assert_near(model(**inputs)[kept], reference.bert(**inputs).last_hidden_state[kept])
+
+
+@BERT_HEADS
+def test_a_head_reads_no_other_head(theirs, tmp_path):
+    """A tagger's weights have the names and shapes of a classifier's."""
+    saved_head(theirs, tmp_path)
+    own = HUGGING_FACE_HEADS[theirs][0]
+    for head, _ in HUGGING_FACE_HEADS.values():
+        if head is not own:
+            with pytest.raises(ValueError, match=f"holds a {theirs}: call {own.__name__}.from_pretrained"):
+                head.from_pretrained(tmp_path)
+    transformers_cases.make("bert").save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"holds a BertModel: call Encoder.from_pretrained"):
+        own.from_pretrained(tmp_path)
+
+
+def test_options_of_heads_that_are_not_supported_are_named(tmp_path):
+    saved_head("BertForSequenceClassification", tmp_path, problem_type="regression")
+    with pytest.raises(ValueError, match="problem_type='regression'"):
+        SequenceClassifier.from_pretrained(tmp_path)
+    saved_head("BertForQuestionAnswering", tmp_path, num_labels=3)
+    with pytest.raises(ValueError, match="3 scores a token"):
+        SpanAnswerer.from_pretrained(tmp_path)
+
+
 def test_options_of_bert_that_are_not_supported_are_named(tmp_path):
     transformers_cases.make("bert").save_pretrained(tmp_path)
     path = tmp_path / "config.json"
@@ -71,7 +168,7 @@ def test_options_of_bert_that_are_not_supported_are_named(tmp_path):
     path.write_text(json.dumps(fields | {"position_embedding_type": "relative_key"}))
     with pytest.raises(ValueError, match="position_embedding_type='relative_key'"):
         Encoder.from_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="holds a bert: call Encoder"):
+    with pytest.raises(ValueError, match="holds a BertModel: call Encoder"):
         fastattn.models.DecoderLM.from_pretrained(tmp_path)
 
 

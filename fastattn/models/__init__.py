@@ -10,8 +10,8 @@ Embedder            a vector for each sequence
 EncoderDecoder      T5-like models from sequences to sequences
 EncoderDecoderCache what such a model remembers while it generates
 
-All have save_pretrained and from_pretrained; DecoderLM also reads Hugging Face's GPT-2 and Llama, Encoder BERT,
-EncoderDecoder T5.
+All have save_pretrained and from_pretrained; DecoderLM also reads Hugging Face's GPT-2 and Llama, Encoder and the heads for
+classes, tags and spans BERT, EncoderDecoder T5.
 """
 
 from .cache import EncoderDecoderCache, KeyValueCache

@@ -26,6 +26,8 @@ class HeadConfig:
         labels: how many classes (SequenceClassifier, TokenTagger).
         pooling: what stands for a sequence (SequenceClassifier, Embedder): "cls", its first token; "mean" or "max" over its
             tokens.
+        pooler: whether what stands for a sequence goes through a linear layer and tanh first, as BERT's does
+            (SequenceClassifier).
         dropout: of what the head's linear layer gets, in training.
         normalise: whether an Embedder's vectors have length 1.
 
@@ -36,6 +38,7 @@ class HeadConfig:
     encoder: EncoderConfig
     labels: int = 2
     pooling: str = "cls"
+    pooler: bool = False
     dropout: float = 0.0
     normalise: bool = True
 
@@ -45,6 +48,11 @@ class HeadConfig:
         _checks.sizes(self, "labels")
         _checks.one_of("pooling", self.pooling, POOLINGS)
         _checks.probabilities(self, "dropout")
+
+    @property
+    def layers(self) -> int:
+        """The encoder's."""
+        return self.encoder.layers
 
 
 @dataclass
@@ -86,10 +94,14 @@ class _Head(Pretrained):
         self.encoder = Encoder(config.encoder) if encoder is None else encoder
         self.dropout = nn.Dropout(config.dropout)
         if scores:
-            like = self.encoder.embedding.weight
-            self.head = nn.Linear(config.encoder.d_model, scores, device=like.device, dtype=like.dtype)
-            nn.init.normal_(self.head.weight, std=config.encoder.initial_std)
-            nn.init.zeros_(self.head.bias)
+            self.head = self._linear(scores)
+
+    def _linear(self, out: int) -> nn.Linear:
+        like = self.encoder.embedding.weight
+        linear = nn.Linear(self.config.encoder.d_model, out, device=like.device, dtype=like.dtype)
+        nn.init.normal_(linear.weight, std=self.config.encoder.initial_std)
+        nn.init.zeros_(linear.bias)
+        return linear
 
     @classmethod
     def from_encoder(cls: type[Head], encoder: Encoder, **fields: Any) -> Head:
@@ -101,7 +113,8 @@ class _Head(Pretrained):
 
 
 class SequenceClassifier(_Head):
-    """A class, or any number of classes, for each sequence: a linear layer on the pooled hidden states.
+    """A class, or any number of classes, for each sequence: a linear layer on the pooled hidden states. `from_pretrained`
+    reads BertForSequenceClassification.
 
     Args:
         config: see `HeadConfig`.
@@ -110,6 +123,7 @@ class SequenceClassifier(_Head):
 
     def __init__(self, config: HeadConfig, encoder: Encoder | None = None) -> None:
         super().__init__(config, encoder, config.labels)
+        self.pooler = self._linear(config.encoder.d_model) if config.pooler else None
 
     def forward(
         self,
@@ -126,7 +140,10 @@ class SequenceClassifier(_Head):
                 0 to 1: the mean binary cross entropy of each class by itself.
         """
         hidden = self.encoder(input_ids, attention_mask, token_type_ids)
-        logits = self._scores(pool(hidden, attention_mask, self.config.pooling))
+        pooled = pool(hidden, attention_mask, self.config.pooling)
+        if self.pooler is not None:
+            pooled = ops.linear(pooled, self.pooler.weight, self.pooler.bias).tanh()
+        logits = self._scores(pooled)
         if labels is None:
             return HeadOutput(logits)
         if not labels.is_floating_point():
@@ -136,7 +153,7 @@ class SequenceClassifier(_Head):
 
 
 class TokenTagger(_Head):
-    """A class for each token: a linear layer on its hidden state.
+    """A class for each token: a linear layer on its hidden state. `from_pretrained` reads BertForTokenClassification.
 
     Args:
         config: see `HeadConfig`.
@@ -169,7 +186,8 @@ class TokenTagger(_Head):
 
 
 class SpanAnswerer(_Head):
-    """Where the answer stands in a sequence: a linear layer scores each token as its first and as its last.
+    """Where the answer stands in a sequence: a linear layer scores each token as its first and as its last. `from_pretrained`
+    reads BertForQuestionAnswering.
 
     Args:
         config: see `HeadConfig`.

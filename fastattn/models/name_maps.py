@@ -4,6 +4,7 @@ A row gives, for one of our weights, theirs: renamed; several, joined along the 
 Conv1D). "{}" stands for the number of the layer.
 """
 
+import functools
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -45,6 +46,7 @@ class Family:
         config: the fields of their config.json to those of our configuration; raises ValueError for what we have not.
         copies: our configuration to names that may be there beside the weight whose copy they are.
         ignore: pattern of names that hold no weights: buffers of older versions, parts we leave out.
+        architecture: name of their class, where its weights alone would not say that it is this one; None for any.
     """
 
     model: str
@@ -53,6 +55,7 @@ class Family:
     config: Callable[[dict[str, Any]], dict[str, Any]]
     copies: Callable[[Any], dict[str, str]]
     ignore: str
+    architecture: str | None = None
 
     def weights(self, config: Any) -> Iterator[tuple[str, Weight]]:
         """(our name, weight) for every weight of a model."""
@@ -217,6 +220,33 @@ _BERT = {
 }
 
 
+def _bert_head_config(fields: dict[str, Any], **head: Any) -> dict[str, Any]:
+    if fields.get("problem_type") == "regression":
+        raise ValueError("the option problem_type='regression' is not supported; expected a classification")
+    labels = len(fields["id2label"]) if fields.get("id2label") else fields.get("num_labels", 2)
+    dropout = fields.get("classifier_dropout")
+    dropout = fields.get("hidden_dropout_prob", 0.1) if dropout is None else dropout
+    return {"encoder": _bert_config(fields), "labels": labels, "dropout": dropout} | head
+
+
+def _span_config(fields: dict[str, Any]) -> dict[str, Any]:
+    config = _bert_head_config(fields, dropout=0.0)  # theirs has none
+    if config["labels"] != 2:
+        raise ValueError(f"the head has {config['labels']} scores a token; expected 2, of a span's first and last")
+    return config
+
+
+def _bert_head(
+    model: str, architecture: str, head: str, config: Callable[[dict[str, Any]], dict[str, Any]], pooler: bool = False
+) -> Family:
+    """The family of a head on BERT; `head` is the name of its linear layer."""
+    table = {f"encoder.{name}": weight for name, weight in _BERT.items()} | _affine("head", head)
+    ignore = _BERT_BUFFER if pooler else f"{_BERT_BUFFER}|{_BERT_POOLER}"
+    if pooler:
+        table |= _affine("pooler", "pooler.dense")
+    return Family(model, "bert.", lambda _: table, config, lambda _: {}, ignore, architecture)
+
+
 def _t5_config(fields: dict[str, Any]) -> dict[str, Any]:
     _require(fields, is_encoder_decoder=True)
     gated, _, activation = fields.get("feed_forward_proj", "relu").rpartition("-")
@@ -283,34 +313,52 @@ def _mt5_config(fields: dict[str, Any]) -> dict[str, Any]:
     return _t5_config(fields) | {"scaled_head": False}  # whether the head is tied or not
 
 
+_BERT_BUFFER = r"embeddings\.position_ids$"
+_BERT_POOLER = r"^(bert\.)?pooler\."
 # Older checkpoints have one, which nothing reads.
 _CROSS_BIAS = r"EncDecAttention\.relative_attention_bias\."
 
-FAMILIES = {
-    "bert": Family(
-        "Encoder",
-        "bert.",
-        lambda config: _BERT,
-        _bert_config,
-        lambda config: {},
-        r"embeddings\.position_ids$|^(bert\.)?pooler\.|^cls\.",  # a buffer, and the heads of pretraining
+# By the "model_type" of their config.json: a family for each of our classes that reads it.
+FAMILIES: dict[str, tuple[Family, ...]] = {
+    "bert": (
+        Family(
+            "Encoder",
+            "bert.",
+            lambda config: _BERT,
+            _bert_config,
+            lambda config: {},
+            rf"{_BERT_BUFFER}|{_BERT_POOLER}|^cls\.",  # cls: the heads of pretraining
+        ),
+        _bert_head(
+            "SequenceClassifier",
+            "BertForSequenceClassification",
+            "classifier",
+            functools.partial(_bert_head_config, pooling="cls", pooler=True),
+            pooler=True,
+        ),
+        _bert_head("TokenTagger", "BertForTokenClassification", "classifier", _bert_head_config),
+        _bert_head("SpanAnswerer", "BertForQuestionAnswering", "qa_outputs", _span_config),
     ),
-    "gpt2": Family(
-        "DecoderLM",
-        "transformer.",
-        lambda config: _GPT2 | _head(config),
-        _gpt2_config,
-        lambda config: _tied_head(config, "wte.weight"),
-        r"\.attn\.(masked_)?bias$",  # the causal mask, which older versions stored
+    "gpt2": (
+        Family(
+            "DecoderLM",
+            "transformer.",
+            lambda config: _GPT2 | _head(config),
+            _gpt2_config,
+            lambda config: _tied_head(config, "wte.weight"),
+            r"\.attn\.(masked_)?bias$",  # the causal mask, which older versions stored
+        ),
     ),
-    "llama": Family(
-        "DecoderLM",
-        "model.",
-        lambda config: _LLAMA | _head(config),
-        _llama_config,
-        lambda config: _tied_head(config, "embed_tokens.weight"),
-        r"\.rotary_emb\.inv_freq$",
+    "llama": (
+        Family(
+            "DecoderLM",
+            "model.",
+            lambda config: _LLAMA | _head(config),
+            _llama_config,
+            lambda config: _tied_head(config, "embed_tokens.weight"),
+            r"\.rotary_emb\.inv_freq$",
+        ),
     ),
-    "t5": Family("EncoderDecoder", "", _t5_table, _t5_config, _t5_copies, _CROSS_BIAS),
-    "mt5": Family("EncoderDecoder", "", _t5_table, _mt5_config, _t5_copies, _CROSS_BIAS),
+    "t5": (Family("EncoderDecoder", "", _t5_table, _t5_config, _t5_copies, _CROSS_BIAS),),
+    "mt5": (Family("EncoderDecoder", "", _t5_table, _mt5_config, _t5_copies, _CROSS_BIAS),),
 }

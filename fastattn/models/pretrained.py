@@ -6,6 +6,7 @@ model.safetensors   the weights, or several files that model.safetensors.index.j
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
@@ -40,18 +41,23 @@ class Pretrained(nn.Module):
         save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
 
     @classmethod
-    def from_pretrained(cls: type[Model], folder: Folder, *, dtype: torch.dtype | None = None) -> Model:
+    def from_pretrained(
+        cls: type[Model], folder: Folder, *, dtype: torch.dtype | None = None, leave_out: Sequence[str] = ()
+    ) -> Model:
         """The model in a folder, in evaluation mode.
 
         Args:
             folder: what `save_pretrained` wrote, ours or Hugging Face's for a family that `name_maps.FAMILIES` names.
             dtype: of the weights; None for the one they are stored in.
+            leave_out: tensors of the folder that the model does without, by the beginnings of their names in it, such as
+                ["classifier."] to read the encoder alone of a classifier. A tensor that is neither read nor left out is an
+                error.
 
         Raises:
             ImportError: safetensors is not installed.
             FileNotFoundError: no config.json, or no weights in safetensors' format.
             ValueError: a model of another class, a family or an option that is not supported, weights that are missing or
-                left over, with their names.
+                left over, with their names, a beginning in leave_out that no name has.
         """
         path = Path(folder)
         if not (path / "config.json").is_file():
@@ -61,11 +67,11 @@ class Pretrained(nn.Module):
             name = fields.pop("fastattn_model")
             if name != cls.__name__:
                 raise ValueError(f"{path} holds a {name}; expected a {cls.__name__}: call {name}.from_pretrained")
-            config, weights = cls.config_class(**fields), _read_weights(path)
+            config, weights = cls.config_class(**fields), _read_weights(path, leave_out)
         else:
             family = _family(fields, cls.__name__, path)
             config = cls.config_class(**family.config(fields))
-            weights = _renamed(_read_weights(path), family, config, path)
+            weights = _renamed(_read_weights(path, leave_out), family, config, path)
         with torch.device("meta"):  # no memory and no random numbers for weights that are replaced
             model = cls(config)
         _compare(set(model.state_dict()), set(weights), path)
@@ -85,7 +91,19 @@ def _safetensors() -> Any:
     return safetensors.torch
 
 
-def _read_weights(path: Path) -> dict[str, Tensor]:
+def _read_weights(path: Path, leave_out: Sequence[str]) -> dict[str, Tensor]:
+    if isinstance(leave_out, str):
+        raise TypeError(f"leave_out is {leave_out!r}; expected a list of beginnings of names: [{leave_out!r}]")
+    weights = _read_all(path)
+    for beginning in leave_out:
+        if not any(name.startswith(beginning) for name in weights):
+            raise ValueError(
+                f"leave_out has {beginning!r}, with which no name in {path} begins; they are {sorted(weights)}"
+            )
+    return {name: tensor for name, tensor in weights.items() if not name.startswith(tuple(leave_out))}
+
+
+def _read_all(path: Path) -> dict[str, Tensor]:
     load_file = _safetensors().load_file
     whole, index = path / "model.safetensors", path / "model.safetensors.index.json"
     if whole.is_file():
@@ -101,17 +119,20 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def _family(fields: dict[str, Any], class_name: str, path: Path) -> Family:
-    name = fields.get("model_type")
-    family = FAMILIES.get(name) if isinstance(name, str) else None
-    if family is None:
+    name, architectures = fields.get("model_type"), fields.get("architectures") or []
+    families = FAMILIES.get(name, ()) if isinstance(name, str) else ()
+    if not families:
         raise ValueError(f"{path} has model_type {name!r}; {class_name} can read {', '.join(_families(class_name))}")
-    if family.model != class_name:
-        raise ValueError(f"{path} holds a {name}: call {family.model}.from_pretrained")
-    return family
+    found = next((family for family in families if family.model == class_name), None)
+    if found is None or found.architecture not in (None, *architectures):
+        fitting = next((family for family in families if family.architecture in architectures), families[0])
+        held = ", ".join(architectures) or name
+        raise ValueError(f"{path} holds a {held}: call {fitting.model}.from_pretrained")
+    return found
 
 
 def _families(class_name: str) -> list[str]:
-    return [repr(name) for name, family in FAMILIES.items() if family.model == class_name]
+    return [repr(name) for name, families in FAMILIES.items() if any(f.model == class_name for f in families)]
 
 
 def _renamed(theirs: dict[str, Tensor], family: Family, config: Any, path: Path) -> dict[str, Tensor]:
@@ -144,5 +165,5 @@ def _compare(expected: set[str], given: set[str], path: Path) -> None:
     if missing or left_over:
         raise ValueError(
             f"the weights in {path} are not those that its config.json asks for: missing {missing or 'none'}, left over "
-            f"{left_over or 'none'}"
+            f"{left_over or 'none'}" + ("; leave_out can name what is not to be read" if left_over else "")
         )
