@@ -21,6 +21,7 @@ from .timing import interleave
 
 FORWARD = "forward"  # under torch.no_grad
 TRAINING = "training"  # forward and backward; every floating input and every parameter gets its gradient
+STEP = "training step"  # the call is a whole step, its optimizer's included
 OURS = "fastattn"
 EAGER = "eager"
 BACKEND = "backend"  # the kernel alone, where a case measures what a call costs beside it
@@ -75,7 +76,7 @@ class Case:
         op: the op's name, as in `fastattn.<op>`.
         shape: the sizes that matter, by name.
         dtype: of all floating inputs.
-        direction: FORWARD or TRAINING.
+        direction: FORWARD, TRAINING or STEP.
         build: makes the problem: inputs from a fixed seed, and the peers.
         flops: floating-point operations that the computation needs; 0 where they are not the matter.
         moved: bytes that it must read and write, likewise.
@@ -286,6 +287,8 @@ def _step(peer: Peer, direction: str) -> Callable[[], tuple[Tensor, ...]]:
                 return _tuple(peer.call(*peer.inputs))
 
         return forward
+    if direction == STEP:
+        return lambda: _tuple(peer.call(*peer.inputs))
 
     inputs = tuple(x.detach().requires_grad_() if _floating(x) else x for x in peer.inputs)
     leaves = [*(x for x in inputs if _floating(x)), *peer.parameters]

@@ -26,6 +26,7 @@ COLOURS = {
     "flash-attn": "#b0588f",
     "flex": "#9a6fb0",
     "liger": "#c9a227",
+    "huggingface": "#5f8dd3",
 }
 RATES = {"matmul": ("TFLOP/s", 1e12), "copy": ("GB/s", 1e9)}
 
