@@ -40,7 +40,7 @@ class Decoder(Protocol[CacheT]):
 
 def generate(
     model: Decoder,
-    prompts: Sequence[Tensor | Sequence[int]],
+    prompts: Tensor | Sequence[Tensor | Sequence[int]],
     max_new_tokens: int,
     *,
     temperature: float = 0.0,
@@ -59,7 +59,7 @@ def generate(
 
     Args:
         model: `fastattn.models.DecoderLM`, `EncoderDecoder` or another `Decoder`, in eval mode.
-        prompts: for each text its token numbers, at least one.
+        prompts: for each text its token numbers, at least one; a tensor (batch, seq) of texts of one length.
         max_new_tokens: how many to add at most.
         temperature, top_k, top_p: see `Sampler`; temperature 0 takes the most probable token.
         num_beams: above 1, beam search (see `BeamSearch`), which draws nothing.
@@ -104,7 +104,7 @@ def generate(
 
 def stream(
     model: Decoder,
-    prompts: Sequence[Tensor | Sequence[int]],
+    prompts: Tensor | Sequence[Tensor | Sequence[int]],
     max_new_tokens: int,
     *,
     temperature: float = 0.0,

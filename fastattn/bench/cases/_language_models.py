@@ -1,6 +1,7 @@
 """Language models with equal weights: Hugging Face's, and fastattn.models.DecoderLM read from its folder."""
 
 import functools
+import importlib
 import os
 import tempfile
 from typing import Any
@@ -17,10 +18,9 @@ NEEDS = ("transformers", "safetensors")
 def pair(kind: str, dim: int, layers: int, words: int) -> tuple[DecoderLM, nn.Module]:
     """(ours, theirs) in float32: "gpt" is GPT-2's architecture, "llama" Llama's; 64 features a head, random weights."""
     os.environ["HF_HUB_OFFLINE"] = "1"
-    import transformers
-    from transformers.utils import logging
+    transformers: Any = importlib.import_module("transformers")
 
-    logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
     heads = max(1, dim // 64)
     tokens: dict[str, Any] = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": 0}
     torch.manual_seed(0)
@@ -28,9 +28,7 @@ def pair(kind: str, dim: int, layers: int, words: int) -> tuple[DecoderLM, nn.Mo
         if kind == "gpt":
             sizes = {"n_positions": 1024, "n_embd": dim, "n_layer": layers, "n_head": heads}
             none = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
-            theirs = transformers.GPT2LMHeadModel(
-                transformers.GPT2Config(vocab_size=words, **sizes, **none, **tokens)  # type: ignore[arg-type]
-            )
+            theirs = transformers.GPT2LMHeadModel(transformers.GPT2Config(vocab_size=words, **sizes, **none, **tokens))
         else:
             sizes = {"num_hidden_layers": layers, "num_attention_heads": heads, "max_position_embeddings": 1024}
             sizes |= {"hidden_size": dim, "intermediate_size": -(-8 * dim // 3 // 32) * 32}  # of three matrices

@@ -8,6 +8,7 @@ and every step starts from the same weights, so that the loss and the embedding'
 import copy
 import importlib.util
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -61,7 +62,7 @@ def _step(model: nn.Module) -> Callable[[Tensor], tuple[Tensor, ...]]:
         loss = model(ids, labels=ids).loss
         loss.backward()
         optimizer.step()
-        grad = embedding.weight.grad
+        grad = cast(Tensor, embedding.weight.grad)
         optimizer.zero_grad()
         return loss.detach(), grad
 
