@@ -46,14 +46,15 @@ __attribute__((noinline)) void dot_products(int rows, int64_t depth, const typen
         const int64_t end = smaller(begin + kDotChain * kElements, depth);
         Vec sum[kRows][kColumns] = {};
         auto add = [&](int64_t d, auto load_b) FASTATTN_BODY {
-            Vec right[kColumns];
+            Vec right[kColumns];  // what is not unrolled stands in memory, the sums too
+#pragma GCC unroll 8
             for (int j = 0; j < kColumns; ++j) right[j] = load_b(column[j] + d);
-            if constexpr (kColumns != kOneRowColumns) {
-                for (int j = 0; j < kColumns; ++j) __builtin_prefetch(column[j] + d + ahead);
-            }
+#pragma GCC unroll 8
+            for (int j = 0; j < kColumns; ++j) __builtin_prefetch(column[j] + d + ahead);
 #pragma GCC unroll 4
             for (int r = 0; r < kRows; ++r) {
                 const Vec left = detail::load_step(a + r * a_row + d / Multiplied<T>::kSteps);
+#pragma GCC unroll 8
                 for (int j = 0; j < kColumns; ++j) sum[r][j] = detail::add_product(sum[r][j], a, left, right[j]);
             }
         };
@@ -65,7 +66,9 @@ __attribute__((noinline)) void dot_products(int rows, int64_t depth, const typen
             const int64_t count = end - d;
             add(d, [count](const T* from) FASTATTN_BODY { return load_last_steps(from, count); });
         }
+#pragma GCC unroll 4
         for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 8
             for (int j = 0; j < kColumns; ++j) total[r][j] += sum[r][j];
         }
     }
@@ -94,8 +97,9 @@ inline void few_rows(int64_t rows, int64_t columns, int64_t depth, Matrix<T> a, 
         const int64_t first = task * stretch, count = smaller(stretch, columns - first);
         float* to = sums.of(thread);
         for (int64_t c = 0; rows == 1 && c < count; c += kOneRowColumns) {
+            const int64_t ahead = c + 2 * kOneRowColumns <= count ? kOneRowColumns * b.column : 0;
             dot_products<T, 1, kOneRowColumns>(1, depth, copied.get(), a_row, b.from(0, first + c).data, b.column,
-                                               static_cast<int>(smaller(kOneRowColumns, count - c)), 0, to + c,
+                                               static_cast<int>(smaller(kOneRowColumns, count - c)), ahead, to + c,
                                                stretch);
         }
         for (int64_t c = 0; rows > 1 && c < count; c += kDotColumns) {
