@@ -1,17 +1,19 @@
-"""Real text that every Python carries: the documentation strings of its standard library."""
+"""Real text that every Python carries: the documentation strings of its standard library, and its sources."""
 
 import ast
 import sysconfig
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 SKIPPED = {"site-packages", "dist-packages", "test", "tests", "idle_test", "idlelib", "turtledemo", "lib2to3"}
+TABLES = ("encodings", "pydoc_data", "_sysconfigdata")  # how the names of packages begin that a program wrote
 
 
 @dataclass(frozen=True)
 class Passage:
-    """A paragraph of a docstring, and the dotted name of the module, class or function that it documents."""
+    """A paragraph of a docstring, or a source, and the dotted name of the module, class or function that it is from."""
 
     source: str
     text: str
@@ -26,14 +28,32 @@ def stdlib_passages(limit: int | None = None, packages: tuple[str, ...] = ()) ->
     passages, seen = [], set()
     for path, module in _modules(packages):
         for name, doc in _docstrings(path, module):
-            for paragraph in doc.split("\n\n"):
-                text = " ".join(paragraph.split())
-                if any(c.isalpha() for c in text) and text not in seen:
+            for text in paragraphs(doc):
+                if text not in seen:
                     seen.add(text)
                     passages.append(Passage(name, text))
     if limit is None or limit >= len(passages):
         return passages
     return [passages[i * len(passages) // limit] for i in range(limit)]
+
+
+def stdlib_sources(packages: tuple[str, ...] = ()) -> list[Passage]:
+    """The sources of the standard library's modules, in the order of its files, without those that a program wrote."""
+    modules = [(path, name) for path, name in _modules(packages) if not name.startswith(TABLES)]
+    return [Passage(name, text) for path, name in modules if (text := path.read_text(errors="replace"))]
+
+
+def stdlib_docstrings(packages: tuple[str, ...] = ()) -> Iterator[tuple[str, Passage]]:
+    """The docstrings themselves, line breaks and all, in the order of the files; each after its module's dotted name."""
+    for path, module in _modules(packages):
+        for name, doc in _docstrings(path, module):
+            yield module, Passage(name, doc)
+
+
+def paragraphs(doc: str) -> list[str]:
+    """A docstring's paragraphs that have a letter in them, each on one line."""
+    texts = (" ".join(paragraph.split()) for paragraph in doc.split("\n\n"))
+    return [text for text in texts if any(c.isalpha() for c in text)]
 
 
 def _modules(packages: tuple[str, ...]):
