@@ -19,6 +19,7 @@ masks inside its kernels, and so other ones than torch.
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -28,6 +29,7 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
+import fastattn
 from fastattn.bench.machine import describe, peak_memory
 from fastattn.bench.report import COLOURS, name_of
 
@@ -121,6 +123,15 @@ class Comparison:
     def metric(self, label: str, levels: Mapping[str, float] | None = None) -> Panel:
         """The metric over the steps, with the metric of other methods as lines."""
         return Panel(label, {name: sorted(t.metric.items()) for name, t in self.trainings.items()}, levels or {})
+
+
+def on(backend: str) -> AbstractContextManager[None]:
+    """Inside `with on(backend):` models of fastattn's own run in plain torch for "eager", with kernels for "fastattn".
+
+    Plain torch is fastattn's definition of each op, written out: attention's scores and the logits of a vocabulary exist as a
+    whole.
+    """
+    return fastattn.use_backend("eager") if backend == "eager" else nullcontext()
 
 
 def compare(

@@ -2,6 +2,7 @@
 
 import ast
 import sysconfig
+import textwrap
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -50,6 +51,27 @@ def stdlib_docstrings(packages: tuple[str, ...] = ()) -> Iterator[tuple[str, Pas
             yield module, Passage(name, doc)
 
 
+@dataclass(frozen=True)
+class Function:
+    """A function or method: its dotted name, its arguments as they stand between the brackets, its docstring ("" for none)
+    and its source without the indentation that all its lines share."""
+
+    name: str
+    arguments: str
+    doc: str
+    source: str
+
+
+def stdlib_functions(packages: tuple[str, ...] = ()) -> Iterator[tuple[str, Function]]:
+    """Functions, methods and the functions in them, in the order of the files; each after its module's dotted name."""
+    for path, module in _modules(packages):
+        lines = path.read_text(errors="replace").splitlines()
+        for name, node in _named_nodes(path, module):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                source = textwrap.dedent("\n".join(lines[node.lineno - 1 : node.end_lineno]))
+                yield module, Function(name, ast.unparse(node.args), ast.get_docstring(node) or "", source)
+
+
 def paragraphs(doc: str) -> list[str]:
     """A docstring's paragraphs that have a letter in them, each on one line."""
     texts = (" ".join(paragraph.split()) for paragraph in doc.split("\n\n"))
@@ -66,14 +88,19 @@ def _modules(packages: tuple[str, ...]):
 
 
 def _docstrings(path: Path, module: str):
+    for name, node in _named_nodes(path, module):
+        doc = ast.get_docstring(node)
+        if doc:
+            yield name, doc
+
+
+def _named_nodes(path: Path, module: str):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SyntaxWarning)  # invalid escapes in old modules are not this program's concern
         tree = ast.parse(path.read_bytes())
     stack = [(module, tree)]
     while stack:
         name, node = stack.pop()
-        doc = ast.get_docstring(node)
-        if doc:
-            yield name, doc
+        yield name, node
         children = [n for n in node.body if isinstance(n, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)]
         stack.extend((f"{name}.{child.name}", child) for child in reversed(children))
