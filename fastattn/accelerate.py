@@ -125,7 +125,7 @@ def accelerate(model: nn.Module, *, unpad: bool = True) -> Report:
         raise TypeError(f"model is {type(model).__name__}; expected a torch.nn.Module, to be changed in place")
     modules = dict(model.named_modules())
     refused = {name: reason for name, module in modules.items() if (reason := _take_on(module, unpad))}
-    transformers = _transformers(modules.values())
+    transformers = transformers_among(modules.values())
     if transformers is not None:
         refused |= transformers.dispatch_attention(modules)
     return _report(modules, refused, transformers)
@@ -139,7 +139,7 @@ def restore(model: nn.Module) -> None:
     """
     for module in model.modules():
         swap.restore(module)
-    transformers = _transformers(model.modules())
+    transformers = transformers_among(model.modules())
     if transformers is not None:
         transformers.undispatch_attention(model.modules())
 
@@ -162,7 +162,7 @@ def _take_on(module: nn.Module, unpad: bool) -> str | None:
     return reason
 
 
-def _transformers(modules: Iterable[nn.Module]) -> Any:
+def transformers_among(modules: Iterable[nn.Module]) -> Any:
     """What turns transformers models' attention; None where no such model is among the modules.
 
     Transformers need not be installed: it is asked for only where it has been imported already.

@@ -55,6 +55,13 @@ GOOD: dict[str, Callable[[], dict[str, Any]]] = {
         "cache_seqlens": ints(3, 0),
         "alibi_slopes": torch.rand(4),
     },
+    "attention_summary": lambda: {
+        "query": T(2, 4, 3, 8),
+        "key": T(2, 2, 5, 8),
+        "attn_mask": T(2, 4, 3, 5),
+        "alibi_slopes": torch.rand(4),
+        "enable_gqa": True,
+    },
     "encoder_layer": lambda: {
         "x": T(1, 5, 8),
         **{name: T(12, 8) for name in ("w_query", "w_key", "w_value")},

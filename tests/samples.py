@@ -214,6 +214,22 @@ SAMPLES = [
         inference=True,
     ),
     Sample("attention_with_kvcache", "paged", _pages, inference=True),
+    Sample("attention_summary", "plain", lambda t: call(*_attention(t)[:2]), inference=True),
+    Sample("attention_summary", "causal", lambda t: call(*_attention(t, q=4)[:2], is_causal=True), inference=True),
+    Sample(
+        "attention_summary",
+        "bool-mask-gqa",
+        lambda t: call(*_attention(t, 4)[:2], t.mask(2, 1, 3, 4), enable_gqa=True),
+        inference=True,
+    ),
+    Sample(
+        "attention_summary",
+        "float-mask-window-alibi",
+        lambda t: call(
+            *_attention(t)[:2], t.fixed(2, 1, 4), window=(1, None), alibi_slopes=t.slopes(2), softcap=2.0, scale=0.7
+        ),
+        inference=True,
+    ),
     Sample("additive_attention", "plain", lambda t: call(*_additive(t))),
     Sample("additive_attention", "bool-mask", lambda t: call(*_additive(t), t.mask(3, 4))),
     Sample("additive_attention", "float-mask", lambda t: call(*_additive(t), t(2, 1, 4))),

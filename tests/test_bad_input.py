@@ -39,6 +39,8 @@ ACCEPTED: dict[str, str] = {
     "attention_varlen alibi_slopes": "none, one dimension less",
     "attention_with_kvcache query": "dimension 2 longer",
     "attention_with_kvcache alibi_slopes": "none",
+    "attention_summary attn_mask": "none, bool, one dimension less, no dimension",
+    "attention_summary alibi_slopes": "none",
     "additive_attention value": "dimension 2 longer",
     "additive_attention attn_mask": "none, bool, float64, float16, one dimension less, no dimension",
     "layer_norm x": "float64, float16",

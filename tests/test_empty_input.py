@@ -27,6 +27,7 @@ SIZES = {
         "value_dim": 6,
         "new": 2,
     },
+    "attention_summary": {"batch": 2, "heads": 4, "kv_heads": 2, "q": 3, "k": 5, "head_dim": 8},
     "additive_attention": {"batch": 2, "q": 3, "k": 5, "query_dim": 4, "key_dim": 6, "value_dim": 2, "hidden": 7},
     "layer_norm": {"rows": 3, "dim": 6},
     "rms_norm": {"rows": 3, "dim": 6},
@@ -37,8 +38,10 @@ SIZES = {
     "info_nce": {"n": 4, "m": 3, "dim": 6},
     "encoder_layer": {"batch": 2, "seq": 3, "width": 4, "inner": 6, "hidden": 5},
 }
+INFERENCE = ("attention_with_kvcache", "attention_summary", "encoder_layer")
 EMPTY_IS_AN_ERROR = {("attention", "kv_heads"), ("attention", "head_dim")}
 EMPTY_IS_AN_ERROR |= {("attention_varlen", "kv_heads"), ("attention_varlen", "head_dim")}
+EMPTY_IS_AN_ERROR |= {("attention_summary", "kv_heads"), ("attention_summary", "head_dim")}
 EMPTY_IS_AN_ERROR |= {("encoder_layer", "inner")}
 EMPTY_IS_AN_ERROR |= {("attention_with_kvcache", "kv_heads"), ("attention_with_kvcache", "head_dim")}
 
@@ -47,12 +50,15 @@ def sized(op: str, n: dict[str, int]) -> tuple[dict[str, Any], tuple[int, ...]]:
     """Arguments of these sizes, floating ones with a gradient, and the shape of the first output."""
 
     def x(*names: str) -> Tensor:
-        return T([n[name] for name in names]).requires_grad_(op not in ("attention_with_kvcache", "encoder_layer"))
+        return T([n[name] for name in names]).requires_grad_(op not in INFERENCE)
 
     if op == "attention":
         args = {"query": x("batch", "heads", "q", "head_dim"), "key": x("batch", "kv_heads", "k", "head_dim")}
         args |= {"value": x("batch", "kv_heads", "k", "value_dim"), "enable_gqa": True, "attn_mask": x("q", "k")}
         return args, (n["batch"], n["heads"], n["q"], n["value_dim"])
+    if op == "attention_summary":
+        args = {"query": x("batch", "heads", "q", "head_dim"), "key": x("batch", "kv_heads", "k", "head_dim")}
+        return {**args, "enable_gqa": True, "attn_mask": T(n["q"], n["k"])}, (n["batch"], n["heads"], n["q"])
     if op == "attention_varlen":
         ends = [torch.arange(n["batch"] + 1, dtype=torch.int32) * n[name] for name in ("q", "k")]
         total_q, total_k = n["batch"] * n["q"], n["batch"] * n["k"]

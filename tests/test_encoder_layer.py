@@ -5,8 +5,8 @@ import pytest
 import torch
 from encoder_cases import NAMES, weights
 from hypothesis import given
-from linear_cases import MATRICES, VECTORS
 from isas import draw_dtype
+from linear_cases import MATRICES, VECTORS
 from norm_cases import DTYPES, check_refused
 from torch import Tensor
 

@@ -17,9 +17,9 @@
 
 namespace fastattn::FASTATTN_ISA {
 
-constexpr int64_t kQueryRows = 96;                      // of a block; a multiple of every kStripRows
-constexpr int64_t kKeys = 192;                          // of a block; a multiple of kStripRows and kTileColumns
-constexpr int64_t kStride = kKeys + 16;                 // of a block's rows: an odd number of cache lines
+constexpr int64_t kQueryRows = 96;                       // of a block; a multiple of every kStripRows
+constexpr int64_t kKeys = 192;                           // of a block; a multiple of kStripRows and kTileColumns
+constexpr int64_t kStride = kKeys + 16;                  // of a block's rows: an odd number of cache lines
 constexpr int64_t kMostStrips = kQueryRows / kTileRows;  // rows of register tiles
 
 // Queries i0 … i0 + rows - 1 of head h against keys j0 … j0 + count - 1.
@@ -119,7 +119,8 @@ class ScoreGradient {
         for (int64_t r = 0; r < block.rows; r += kRows) zero_around(block, r, m);
         if constexpr (kOnUnit<P>) {  // the keys' sums go over whole strips of queries
             const int64_t rows = round_up(block.rows, kSteps), strips = round_up(block.rows, kRows);
-            for (int64_t s = rows / kSteps; s < strips / kSteps; ++s) zero(s, 0, round_up(block.count, kTileColumns), m);
+            for (int64_t s = rows / kSteps; s < strips / kSteps; ++s)
+                zero(s, 0, round_up(block.count, kTileColumns), m);
         }
     }
 

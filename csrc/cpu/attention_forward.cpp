@@ -155,7 +155,8 @@ class Forward {
     void load_query(const Sequence& seq, const Block& block, const Workspace& w) const {
         const Tensor& query = args_.query;
         const T* from = query.as<T>() + offset_of(query, block.b, block.h, seq.q_begin + block.i0);
-        copy_rows(from, query.stride[2], query.stride[3], block.rows, head_dim_, kSteps * kWholeSteps<P>, kRows, w.query);
+        copy_rows(from, query.stride[2], query.stride[3], block.rows, head_dim_, kSteps * kWholeSteps<P>, kRows,
+                  w.query);
     }
 
     Strip strip_at(const Sequence& seq, const Block& block, int64_t first) const {

@@ -158,7 +158,8 @@ class Product {
             return {space + r * depth_block_ / kSteps, 1, kRows};
         }
         const Matrix<T> from = a_.from(block.row + r, d);
-        if (in_place_ && (!kOnUnit<Step> || rows == kRows)) return {reinterpret_cast<const Step*>(from.data), from.row / kSteps, 1};
+        if (in_place_ && (!kOnUnit<Step> || rows == kRows))
+            return {reinterpret_cast<const Step*>(from.data), from.row / kSteps, 1};
         for (int64_t i = 0; i < rows; ++i) {
             Step* row = space + i * strip_row_;
             copy_row(from.data + i * from.row, 1, depth, reinterpret_cast<Element*>(row));
@@ -202,12 +203,11 @@ class Product {
                 const Step* panel = panels + d / kSteps * kTileColumns;
                 for (int64_t c = 0; c < block.columns; c += kTileColumns, panel += panel_size_) {
                     if (block.columns - c > kLanes) {
-                        tile_rows<Step>(static_cast<int>(rows), steps, strip.data, strip.row, strip.step,
-                                        panel, kTileColumns, sums + c, block.stride, adds);
+                        tile_rows<Step>(static_cast<int>(rows), steps, strip.data, strip.row, strip.step, panel,
+                                        kTileColumns, sums + c, block.stride, adds);
                     } else {
-                        tile_rows<Step, kTileRows, 1>(static_cast<int>(rows), steps, strip.data, strip.row,
-                                                      strip.step, panel, kTileColumns, sums + c,
-                                                      block.stride, adds);
+                        tile_rows<Step, kTileRows, 1>(static_cast<int>(rows), steps, strip.data, strip.row, strip.step,
+                                                      panel, kTileColumns, sums + c, block.stride, adds);
                     }
                 }
                 if (last && !finish.whole_blocks) {

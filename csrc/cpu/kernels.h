@@ -80,6 +80,15 @@ struct AttentionBackward : AttentionScore {
     Tensor grad_query, grad_key, grad_value, grad_mask;  // grad_mask, of mask's shape and dtype, may be absent
 };
 
+// ---- How attention spreads its weights ------------------------------------------------------------------------------
+
+// A few numbers of each query's weights, dense: entropy (natural), max_weight and distance are float32 (batch, heads, q),
+// argmax int64, of any strides.
+struct AttentionSummary : AttentionScore {
+    Tensor query, key;
+    Tensor entropy, max_weight, argmax, distance;
+};
+
 // ---- Additive attention ---------------------------------------------------------------------------------------------
 
 // score = v . tanh(w_query . query + w_key . key);  out = softmax(score) . value. Of AttentionScore only the sizes (one
@@ -212,6 +221,8 @@ struct RotaryEmbedding {
     /* attention, backward */                                 \
     X(attention_backward, AttentionBackward)                  \
                                                               \
+    /* how attention spreads its weights */                   \
+    X(attention_summary, AttentionSummary)                    \
     /* additive attention */                                  \
     X(additive_attention_forward, AdditiveAttentionForward)   \
     X(additive_attention_backward, AdditiveAttentionBackward) \

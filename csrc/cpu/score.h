@@ -75,15 +75,17 @@ class Score {
     float drop_scale() const { return dropout_.scale(); }
 
     // Scores of query i and keys j0 … j0 + count - 1. Reads and writes whole vectors of `row`. Into `slopes`, unless
-    // null, goes the soft cap's derivative, 1 - tanh^2.
+    // null, goes the soft cap's derivative, 1 - tanh^2. kNatural: scores as they are, not in units of log 2.
+    template <bool kNatural = false>
     void score_row(const Sequence& seq, int64_t b, int64_t h, int64_t i, int64_t j0, int64_t count, float* row,
                    float* slopes = nullptr) const {
         const Tensor& m = args_.mask;
         if (!m.present())
-            return score_with(seq, b, h, i, j0, count, static_cast<const float*>(nullptr), 0, row, slopes);
+            return score_with<kNatural>(seq, b, h, i, j0, count, static_cast<const float*>(nullptr), 0, row, slopes);
         auto with = [&](auto* data) {
             const int64_t stride = m.size[3] == 1 ? 0 : m.stride[3];
-            score_with(seq, b, h, i, j0, count, data + mask_offset(b, h, i) + j0 * stride, stride, row, slopes);
+            score_with<kNatural>(seq, b, h, i, j0, count, data + mask_offset(b, h, i) + j0 * stride, stride, row,
+                                 slopes);
         };
         if (m.dtype == DType::kBool) {
             with(m.as<const uint8_t>());
@@ -135,7 +137,7 @@ class Score {
                (m.size[2] == 1 ? 0 : i * m.stride[2]);
     }
 
-    template <class M>
+    template <bool kNatural, class M>
     void score_with(const Sequence& seq, int64_t b, int64_t h, int64_t i, int64_t j0, int64_t count, const M* mask,
                     int64_t stride, float* row, float* slopes) const {
         float slope = 0.0f;
@@ -156,7 +158,7 @@ class Score {
                 s -= slope * abs(__builtin_convertvector(distance, Vec));
             }
             if (mask) s = detail::masked(s, detail::mask_vector(mask, stride, c, smaller(kLanes, count - c)));
-            store(row + c, detail::to_base_two(s));
+            store(row + c, kNatural ? s : detail::to_base_two(s));
         }
     }
 

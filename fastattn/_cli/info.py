@@ -125,6 +125,7 @@ def example(op: str, dtype: torch.dtype, device: str) -> tuple[tuple, dict]:
         "attention": (query, query, query),
         "attention_varlen": (packed, packed, packed, ends, ends, 8, 8),
         "attention_with_kvcache": (query, query, query),
+        "attention_summary": (query, query),
         "additive_attention": (ones(1, 8, 64), ones(1, 8, 64), ones(1, 8, 64), square, square, vector),
         "layer_norm": (rows, vector, vector),
         "rms_norm": (rows, vector),

@@ -14,6 +14,7 @@ OPS = (
     "attention",
     "attention_varlen",
     "attention_with_kvcache",
+    "attention_summary",
     "additive_attention",
     "layer_norm",
     "rms_norm",

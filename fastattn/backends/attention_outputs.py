@@ -24,3 +24,10 @@ def packed_outputs(query: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
 def lse_dtype(query: Tensor) -> torch.dtype:
     """The sums are taken in float32, and so is lse; float64 has it in float64."""
     return torch.float64 if query.dtype == torch.float64 else torch.float32
+
+
+def summary_outputs(query: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """entropy, max_weight, argmax (int64) and distance, each (batch, heads, q)."""
+    shape, dtype = query.shape[:3], lse_dtype(query)
+    entropy, max_weight, distance = (query.new_empty(shape, dtype=dtype) for _ in range(3))
+    return entropy, max_weight, query.new_empty(shape, dtype=torch.int64), distance

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fastattn import ops
+from fastattn._watch import ops_of
 from fastattn.nn import Linear
 from fastattn.nn.packed_sequences import PackedSequences
 
@@ -30,9 +31,9 @@ class Whole:
         return torch.arange(x.shape[1], device=x.device)
 
     def attend(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, dropout_p: float, scale: float | None
+        self, module: "SelfAttention", query: Tensor, key: Tensor, value: Tensor, dropout_p: float, scale: float | None
     ) -> Tensor:
-        out = ops.attention(query, key, value, self.bias, dropout_p, self.causal, scale, enable_gqa=True)
+        out = ops_of(module).attention(query, key, value, self.bias, dropout_p, self.causal, scale, enable_gqa=True)
         return cast(Tensor, out)
 
 
@@ -51,10 +52,10 @@ class Packed:
         return (tokens - starts[:-1].repeat_interleave(lengths, output_size=x.shape[1])).unsqueeze(0)
 
     def attend(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, dropout_p: float, scale: float | None
+        self, module: "SelfAttention", query: Tensor, key: Tensor, value: Tensor, dropout_p: float, scale: float | None
     ) -> Tensor:
         return _attend_packed(
-            query, key, value, self.sequences, self.sequences, dropout_p, self.causal, scale, self.bias
+            module, query, key, value, self.sequences, self.sequences, dropout_p, self.causal, scale, self.bias
         )
 
 
@@ -65,10 +66,10 @@ class Prompts(Packed):
     cache: KeyValueCache
 
     def attend(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, dropout_p: float, scale: float | None
+        self, module: "SelfAttention", query: Tensor, key: Tensor, value: Tensor, dropout_p: float, scale: float | None
     ) -> Tensor:
-        self.cache.write_packed(layer, key, value, self.sequences)
-        return super().attend(layer, query, key, value, dropout_p, scale)
+        self.cache.write_packed(module.layer, key, value, self.sequences)
+        return super().attend(module, query, key, value, dropout_p, scale)
 
 
 @dataclass(frozen=True)
@@ -85,16 +86,19 @@ class Continued:
         return self.cache.lengths.unsqueeze(1) + torch.arange(x.shape[1], device=x.device)
 
     def attend(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, dropout_p: float, scale: float | None
+        self, module: "SelfAttention", query: Tensor, key: Tensor, value: Tensor, dropout_p: float, scale: float | None
     ) -> Tensor:
         cache = self.cache
-        keys, values = cache.keys[layer], cache.values[layer]
+        keys, values = cache.keys[module.layer], cache.values[module.layer]
         if self.bias is None:
-            out = ops.attention_with_kvcache(query, keys, values, key, value, cache_seqlens=cache.lengths, scale=scale)
+            out = ops_of(module).attention_with_kvcache(
+                query, keys, values, key, value, cache_seqlens=cache.lengths, scale=scale
+            )
             return cast(Tensor, out)
         end = cache.longest + 1
         keys[:, :, cache.longest : end], values[:, :, cache.longest : end] = key, value
-        return cast(Tensor, ops.attention(query, keys[:, :, :end], values[:, :, :end], self.bias, scale=scale))
+        out = ops_of(module).attention(query, keys[:, :, :end], values[:, :, :end], self.bias, scale=scale)
+        return cast(Tensor, out)
 
 
 Tokens = Whole | Packed | Continued
@@ -112,8 +116,8 @@ class Memory:
     def attend(self, cross: "CrossAttention", query: Tensor, dropout_p: float) -> Tensor:
         key, value = cross.keys_and_values(self.hidden)
         if self.queries is None or self.keys is None:
-            return cast(Tensor, ops.attention(query, key, value, None, dropout_p, False, cross.scale))
-        return _attend_packed(query, key, value, self.queries, self.keys, dropout_p, False, cross.scale, None)
+            return cast(Tensor, ops_of(cross).attention(query, key, value, None, dropout_p, False, cross.scale))
+        return _attend_packed(cross, query, key, value, self.queries, self.keys, dropout_p, False, cross.scale, None)
 
 
 @dataclass(frozen=True)
@@ -124,13 +128,14 @@ class Remembered:
 
     def attend(self, cross: "CrossAttention", query: Tensor, dropout_p: float) -> Tensor:
         keys, values = self.cache.keys[cross.layer], self.cache.values[cross.layer]
-        out = ops.attention_with_kvcache(
+        out = ops_of(cross).attention_with_kvcache(
             query, keys, values, cache_seqlens=self.cache.lengths, is_causal=False, scale=cross.scale
         )
         return cast(Tensor, out)
 
 
 def _attend_packed(
+    module: nn.Module,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -144,7 +149,7 @@ def _attend_packed(
     """Tensors (1, heads, tokens, head_dim), as the other kinds of attention have them."""
     q, k, v = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))
     starts = (queries.cu_seqlens, keys.cu_seqlens, queries.max_seqlen, keys.max_seqlen)
-    out = ops.attention_varlen(q, k, v, *starts, dropout_p, causal, scale, attn_mask=bias)
+    out = ops_of(module).attention_varlen(q, k, v, *starts, dropout_p, causal, scale, attn_mask=bias)
     return cast(Tensor, out).transpose(0, 1).unsqueeze(0)
 
 
@@ -186,7 +191,7 @@ class SelfAttention(nn.Module):
         query, key, value = projected.split(self.heads, dim=1)
         if angles is not None:
             query, key = ops.rotary_embedding(query, key, *angles)
-        out = tokens.attend(self.layer, query, key, value, self.dropout if self.training else 0.0, self.scale)
+        out = tokens.attend(self, query, key, value, self.dropout if self.training else 0.0, self.scale)
         return self.out(out.transpose(1, 2).flatten(2))
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch._C import _are_functorch_transforms_active
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from .. import ops
+from .. import _watch, ops
 from . import _modules
 from .attention import MultiheadAttention
 from .feed_forward import activation_name, weights
@@ -93,6 +93,7 @@ def _plain_attention(attention: Any) -> bool:
     return (
         type(out) in (NonDynamicallyQuantizableLinear, nn.Linear)
         and not _modules.hooked(attention)
+        and not _watch.watched(attention)
         and not _modules.hooked(out)
         and attention.in_proj_weight is not None
         and attention.bias_k is None

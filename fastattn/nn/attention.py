@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastattn import ops
+from fastattn._watch import ops_of, watched
 
 from . import _checks, masks
 
@@ -109,10 +110,12 @@ class MultiheadAttention(nn.MultiheadAttention):
         weights = None
         if need_weights:
             out, weights = attention_with_weights(q, k, v, mask, dropout_p)
+            if watched(self):
+                ops_of(self).look(q, k, mask, False, None)
             weights = weights.mean(dim=1) if average_attn_weights else weights
             weights = weights if sizes.batched else weights.squeeze(0)
         else:
-            out = cast(Tensor, ops.attention(q, k, v, mask, dropout_p, causal))
+            out = cast(Tensor, ops_of(self).attention(q, k, v, mask, dropout_p, causal))
         return self._project_out(self._merge_heads(out, sizes.batched)), weights
 
     def forward_packed(self, x: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:
@@ -133,7 +136,7 @@ class MultiheadAttention(nn.MultiheadAttention):
             raise ValueError("packed sequences need a module without kdim, vdim, add_bias_kv and add_zero_attn")
         q, k, v = (y.unflatten(-1, (self.num_heads, self.head_dim)) for y in self._project(x, x, x))
         dropout_p = self.dropout if self.training else 0.0
-        out = ops.attention_varlen(q, k, v, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, dropout_p)
+        out = ops_of(self).attention_varlen(q, k, v, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, dropout_p)
         return self._project_out(cast(Tensor, out).flatten(-2))
 
     def _project(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 from .additive_attention import additive_attention
 from .attention import attention
+from .attention_summary import attention_summary
 from .attention_varlen import attention_varlen
 from .attention_with_kvcache import attention_with_kvcache
 from .encoder_layer import encoder_layer
@@ -16,6 +17,7 @@ from .rotary_embedding import rotary_embedding
 __all__ = [
     "additive_attention",
     "attention",
+    "attention_summary",
     "attention_varlen",
     "attention_with_kvcache",
     "encoder_layer",

@@ -214,6 +214,17 @@ def window_sides(window: tuple[int | None, int | None] | None) -> tuple[int, int
     return left, right
 
 
+def one_alignment(
+    q_len: int, k_len: int, window: tuple[int | None, int | None] | None, alibi_slopes: Tensor | None
+) -> None:
+    """That nothing which aligns to the bottom right stands beside is_causal, where the lengths differ."""
+    if window is not None or alibi_slopes is not None:
+        raise ValueError(
+            f"is_causal aligns to the top left, but window and alibi_slopes to the bottom right, and the lengths "
+            f"differ (q {q_len}, k {k_len}); say what you mean with window=(left, 0)"
+        )
+
+
 def softmax_scale(scale: float | None, head_dim: int) -> float:
     if scale is None:
         return 1.0 / math.sqrt(head_dim)

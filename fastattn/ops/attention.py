@@ -81,11 +81,8 @@ def attention(
     left, right = (-1, -1) if window is None else _checks.window_sides(window)
     diagonal = k_len - q_len
     if is_causal:
-        if diagonal != 0 and (window is not None or alibi_slopes is not None):
-            raise ValueError(
-                f"is_causal aligns to the top left, but window and alibi_slopes to the bottom right, and the lengths "
-                f"differ (q {q_len}, k {k_len}); say what you mean with window=(left, 0)"
-            )
+        if diagonal != 0:
+            _checks.one_alignment(q_len, k_len, window, alibi_slopes)
         diagonal, right = 0, 0
     args = (
         query,

@@ -29,24 +29,21 @@ def window(distance: Tensor, window_left: int, window_right: int) -> Tensor | No
     return allowed
 
 
-def attend(
+def scores(
     query: Tensor,
     key: Tensor,
-    value: Tensor,
     attn_mask: Tensor | None,
     alibi_slopes: Tensor | None,
     allowed: Tensor | None,
     distance: Tensor,
-    keep: Tensor | None,
     scale: float,
     softcap: float,
-    dropout_p: float,
-) -> tuple[Tensor, Tensor]:
-    """The formula. `allowed` (bool) and `distance` broadcast to (batch, heads, q, k); `keep` is dropout's mask."""
+) -> Tensor:
+    """s of the formula, (batch, heads, q, k), float32 (float64 for float64). `allowed` (bool) and `distance` broadcast to it."""
     accumulate = torch.float64 if query.dtype == torch.float64 else torch.float32
     group = query.shape[1] // max(key.shape[1], 1)
     if group != 1:
-        key, value = key.repeat_interleave(group, dim=1), value.repeat_interleave(group, dim=1)
+        key = key.repeat_interleave(group, dim=1)
 
     takes_part = allowed
     if attn_mask is not None and attn_mask.dtype == torch.bool:
@@ -63,10 +60,29 @@ def attend(
         score = score + attn_mask.to(accumulate)
     if takes_part is not None:
         score = score.masked_fill(~takes_part, -torch.inf)
+    return score
 
-    weight, lse = masked_softmax(score)
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None,
+    alibi_slopes: Tensor | None,
+    allowed: Tensor | None,
+    distance: Tensor,
+    keep: Tensor | None,
+    scale: float,
+    softcap: float,
+    dropout_p: float,
+) -> tuple[Tensor, Tensor]:
+    """The formula. Arguments as of `scores`; `keep` is dropout's mask."""
+    weight, lse = masked_softmax(scores(query, key, attn_mask, alibi_slopes, allowed, distance, scale, softcap))
     if keep is not None:
         weight = dropout.apply(weight, keep, dropout_p)
+    group = query.shape[1] // max(key.shape[1], 1)
+    if group != 1:
+        value = value.repeat_interleave(group, dim=1)
     out = weight.to(value.dtype) @ value
     return out.transpose(1, 2).contiguous().transpose(1, 2), lse
 

@@ -11,6 +11,7 @@ from ..harness import Case
 from . import (
     additive_attention,
     attention,
+    attention_summary,
     attention_varlen,
     attention_with_kvcache,
     decoder_lm,
@@ -35,6 +36,7 @@ _MODULES: dict[str, ModuleType] = {
         attention,
         attention_varlen,
         attention_with_kvcache,
+        attention_summary,
         additive_attention,
         layer_norm,
         rms_norm,

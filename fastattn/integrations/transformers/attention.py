@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import bidirectional_mask_function, sdpa_mask
 
-from fastattn import ops
+from fastattn._watch import ops_of, watched
 from fastattn.nn.packed_sequences import PackedSequences
 
 from ..warn import warn_once
@@ -66,12 +66,20 @@ def attention_forward(
         them: then the model's own eager attention runs, and a warning says so once.
     """
     if isinstance(attention_mask, PackedSequences):
-        return _packed(query, key, value, attention_mask, dropout, scaling, softcap), None
+        return _packed(module, query, key, value, attention_mask, dropout, scaling, softcap), None
     if kwargs.get("output_attentions") or wanted_outputs() & {"attentions", "cross_attentions"}:
+        if watched(module):
+            raise RuntimeError(
+                "output_attentions=True and fastattn.inspect.record both ask for the attention weights; ask one of them"
+            )
         extra = {"position_bias": position_bias, "sliding_window": sliding_window, "softcap": softcap, "s_aux": s_aux}
         kwargs |= {name: given for name, given in extra.items() if given is not None}
         return _with_weights(module, query, key, value, attention_mask, dropout, scaling, is_causal, kwargs)
 
+    if s_aux is not None and watched(module):
+        raise RuntimeError(
+            f"{type(module).__name__} has an attention sink, a logit in each softmax that fastattn.inspect does not know"
+        )
     q_len, k_len = query.shape[2], key.shape[2]
     if is_causal is None:
         is_causal = getattr(module, "is_causal", True)
@@ -83,7 +91,7 @@ def attention_forward(
     window = None
     if is_causal and sliding_window is not None and sliding_window < k_len:
         window = (sliding_window - 1, 0)
-    out, lse = ops.attention(
+    out, lse = ops_of(module).attention(
         query,
         key,
         value,
@@ -103,6 +111,7 @@ def attention_forward(
 
 
 def _packed(
+    module: nn.Module,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -113,7 +122,7 @@ def _packed(
 ) -> Tensor:
     query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))
     cu_seqlens, longest = sequences.cu_seqlens, sequences.max_seqlen
-    out: Any = ops.attention_varlen(
+    out: Any = ops_of(module).attention_varlen(
         query, key, value, cu_seqlens, cu_seqlens, longest, longest, dropout, False, scaling, softcap=softcap
     )
     return out.unsqueeze(0)

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fastattn import ops
+from fastattn import _watch, ops
 from fastattn.nn import _modules
 from fastattn.nn._encoder_layer import may_run, plain_norm
 from fastattn.nn.feed_forward import activation_name, weights
@@ -63,7 +63,11 @@ class EncoderLayer(FeedForwardAddNorm):
             return None
         if attention.config._attn_implementation != NAME or attention.is_causal or wanted_outputs() & {"attentions"}:
             return None
-        if any(map(_modules.hooked, containers)) or not _of_one_model(self.original, containers):
+        if (
+            any(map(_modules.hooked, containers))
+            or _watch.watched(attention)
+            or not _of_one_model(self.original, containers)
+        ):
             return None
         linears = (attention.query, attention.key, attention.value, output.dense, w1, w2)
         read: Any = [weights(linear) for linear in linears]

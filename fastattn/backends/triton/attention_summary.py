@@ -1,0 +1,302 @@
+"""How attention spreads its weights: entropy, largest weight, its key, and mean distance, for each query.
+
+    s  = score(query . key)                           score.py
+    entropy = -sum p log p;  max_weight, argmax;  distance = sum p |i + diagonal - j|      with p = softmax(s)
+
+A program has QUERIES queries of one head, and walks the blocks of keys that one of them sees, as attention_forward.py does:
+
+    top' = max(top, s);   y = (s - top') * factor;   p = exp2(y);   step = (top - top') * factor;   shrink = exp2(step)
+    weighted = shrink * (weighted + step * total) + sum(p y)
+    distance = shrink * distance + sum(p |i + diagonal - j|);   total = shrink * total + sum(p)
+
+All terms of a sum have one sign: nothing cancels. Of total, rest = total - 1 is kept, without the weight 1 of the key at top, so
+that an entropy near zero keeps its last places. entropy = log(1 + rest) - log(2) weighted / total; max_weight = 1 / total.
+
+Work: 2 q k head_dim flops a head (half of it if causal), and q k exponentials. Memory: query and key once, 20 bytes a query out.
+"""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..attention_outputs import summary_outputs
+from . import attention_problem
+from ._launch import launch
+from .attention_problem import Problem
+from .score import capped, placed
+from .sequence import first_row, head_of, place, visible
+from .tile import load_rows
+
+
+@triton.jit
+def _gather(
+    rest,
+    weighted,
+    far,
+    top,
+    argmax,
+    q,
+    first,
+    lo,
+    hi,
+    key,
+    stride_key_token,
+    stride_key_dim,
+    q_len,
+    k_len,
+    diagonal,
+    scale,
+    factor,
+    window_left,
+    window_right,
+    softcap,
+    slope,
+    mask,
+    stride_mask_query,
+    stride_mask_key,
+    HEAD_DIM: tl.constexpr,
+    HEAD_TILE: tl.constexpr,
+    SCALED: tl.constexpr,
+    PRECISION: tl.constexpr,
+    QUERIES: tl.constexpr,
+    KEYS: tl.constexpr,
+    EDGE: tl.constexpr,
+):
+    """Adds the blocks of keys that begin in [lo, hi)."""
+    position = first + diagonal + tl.arange(0, QUERIES)
+    for start in range(lo, hi, KEYS):
+        j = start + tl.arange(0, KEYS)
+        k = load_rows(key, j, k_len, stride_key_token, stride_key_dim, HEAD_DIM, HEAD_TILE)
+        s = capped(tl.dot(q, tl.trans(k), input_precision=PRECISION), scale, softcap, SCALED)
+        s = placed(
+            s,
+            first,
+            start,
+            q_len,
+            k_len,
+            diagonal,
+            window_left,
+            window_right,
+            slope,
+            mask,
+            stride_mask_query,
+            stride_mask_key,
+            False,
+            EDGE,
+        )
+        here = tl.max(s, axis=1)
+        found = tl.min(tl.where(s == here[:, None], j[None, :], start + KEYS), axis=1)  # the first of equal ones
+        higher = tl.maximum(top, here)
+        base = tl.where(higher == float("-inf"), 0.0, higher)  # nothing seen yet: exp2(-inf - 0) = 0
+        y = (s - base[:, None]) * factor
+        p = tl.exp2(y)
+        rises = here > top
+        # From here on down p is next to nothing, and y may be infinite; a NaN is in p, too.
+        lowest = tl.where(y > -126.0, y, -126.0)
+        step = (top - base) * factor
+        step = tl.where(step > -200.0, step, -200.0)
+        shrink = tl.exp2(step)
+        distance = tl.abs(position[:, None] - j[None, :]).to(tl.float32)
+        far = shrink * far + tl.sum(p * distance, axis=1)
+        # The key at top does not count, but one that was at top until now does. (Infinity less infinity is to be NaN.)
+        highest = (rises & (here < float("inf")))[:, None] & (j[None, :] == found[:, None])
+        p = tl.where(highest, 0.0, p)
+        earlier = tl.where(rises & (argmax >= 0), 1.0, 0.0)
+        weighted = shrink * (weighted + step * (rest + earlier)) + tl.sum(p * lowest, axis=1)
+        rest = shrink * (rest + earlier) + tl.sum(p, axis=1)
+        argmax = tl.where(rises, found, argmax)
+        top = higher
+    return rest, weighted, far, top, argmax
+
+
+@triton.jit
+def attention_summary(
+    query,  # (batch, heads, q, head_dim)
+    key,  # (batch, kv_heads, k, head_dim)
+    value,  # the parameters with which attention's kernels begin; of these, value, cu_seqlens and seed are not used here
+    cu_seqlens_q,
+    cu_seqlens_k,
+    mask,  # (batch, heads, q, k) by its strides, uint8 or floating, or None
+    alibi_slopes,  # (batch, heads) float32 by its strides, or None
+    seed,
+    stride_query_batch,
+    stride_query_head,
+    stride_query_token,
+    stride_query_dim,
+    stride_key_batch,
+    stride_key_head,
+    stride_key_token,
+    stride_key_dim,
+    stride_value_batch,
+    stride_value_head,
+    stride_value_token,
+    stride_value_dim,
+    stride_mask_batch,
+    stride_mask_head,
+    stride_mask_query,
+    stride_mask_key,
+    stride_slope_batch,
+    stride_slope_head,
+    heads,
+    group,  # query heads a kv head
+    tokens_q,
+    q_len,
+    k_len,
+    diagonal,
+    scale,
+    factor,
+    window_left,  # or None, and so window_right
+    window_right,
+    softcap,  # or None
+    threshold,
+    inverse,
+    entropy,  # (batch, heads, q) float32, contiguous, and so the others
+    max_weight,
+    argmax,  # int64
+    distance,
+    blocks,  # of queries, of a head
+    HEAD_DIM: tl.constexpr,
+    VALUE_DIM: tl.constexpr,
+    HEAD_TILE: tl.constexpr,
+    VALUE_TILE: tl.constexpr,
+    SCALED: tl.constexpr,
+    PRECISION: tl.constexpr,
+    QUERIES: tl.constexpr,
+    KEYS: tl.constexpr,
+):
+    block, h, b = place(tl.program_id(0), blocks, heads)
+    if window_right is not None:
+        block = blocks - 1 - block
+    first = block * QUERIES
+    row = first_row(b, h, 0, heads, tokens_q)
+    query = head_of(query, b, h, 0, stride_query_batch, stride_query_head, stride_query_token)
+    key = head_of(key, b, h // group, 0, stride_key_batch, stride_key_head, stride_key_token)
+    slope = None
+    if mask is not None:
+        mask = head_of(mask, b, h, 0, stride_mask_batch, stride_mask_head, 0)
+    if alibi_slopes is not None:
+        slope = tl.load(alibi_slopes + b * stride_slope_batch + h * stride_slope_head)
+
+    i = first + tl.arange(0, QUERIES)
+    q = load_rows(query, i, q_len, stride_query_token, stride_query_dim, HEAD_DIM, HEAD_TILE)
+    rest = tl.zeros((QUERIES,), tl.float32)
+    weighted = tl.zeros((QUERIES,), tl.float32)
+    far = tl.zeros((QUERIES,), tl.float32)
+    top = tl.full((QUERIES,), float("-inf"), tl.float32)
+    most = tl.full((QUERIES,), -1, tl.int32)
+
+    last = tl.minimum(first + QUERIES, q_len) - 1
+    lo, inner, outer, hi = visible(first, last, k_len, diagonal, window_left, window_right, KEYS)
+    for part in tl.static_range(3):  # an edge of the band, what lies inside, the other edge
+        if part == 0:
+            begin, end = lo, inner
+        elif part == 1:
+            begin, end = inner, outer
+        else:
+            begin, end = outer, hi
+        rest, weighted, far, top, most = _gather(
+            rest,
+            weighted,
+            far,
+            top,
+            most,
+            q,
+            first,
+            begin,
+            end,
+            key,
+            stride_key_token,
+            stride_key_dim,
+            q_len,
+            k_len,
+            diagonal,
+            scale,
+            factor,
+            window_left,
+            window_right,
+            softcap,
+            slope,
+            mask,
+            stride_mask_query,
+            stride_mask_key,
+            HEAD_DIM,
+            HEAD_TILE,
+            SCALED,
+            PRECISION,
+            QUERIES,
+            KEYS,
+            part != 1,
+        )
+
+    total = tl.where(most >= 0, 1.0 + rest, rest)
+    none = total == 0.0  # no key: zeros, and -1
+    whole = tl.where(none, 1.0, total)
+    there = i < q_len
+    # log(1 + rest): rounding 1 + rest does the same to both factors.
+    above = whole - 1.0
+    log_whole = tl.where(above == 0.0, rest, tl.log(whole) * (rest / tl.where(above == 0.0, 1.0, above)))
+    spread = log_whole - weighted / whole * 0.6931471805599453
+    tl.store(entropy + row + i, spread, mask=there)
+    tl.store(max_weight + row + i, tl.where(none, 0.0, 1.0 / whole), mask=there)
+    tl.store(argmax + row + i, tl.where(total > 0.0, most, -1).to(tl.int64), mask=there)  # -1 where it is NaN, too
+    tl.store(distance + row + i, far / whole, mask=there)
+
+
+def unsupported(
+    query: Tensor,
+    key: Tensor,
+    attn_mask: Tensor | None,
+    alibi_slopes: Tensor | None,
+    scale: float,
+    window_left: int,
+    window_right: int,
+    diagonal: int,
+    softcap: float,
+) -> str | None:
+    """Why the kernel cannot take this call; None if it can."""
+    return attention_problem.unsupported(query, key, key)
+
+
+def forward(
+    query: Tensor,
+    key: Tensor,
+    attn_mask: Tensor | None,
+    alibi_slopes: Tensor | None,
+    scale: float,
+    window_left: int,
+    window_right: int,
+    diagonal: int,
+    softcap: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Arguments and results as in docs/architecture.md, "Normalised arguments"."""
+    outputs = summary_outputs(query)
+    problem = Problem(
+        query,
+        key,
+        key,
+        None,
+        None,
+        attn_mask,
+        alibi_slopes,
+        None,
+        query.shape[2],
+        key.shape[2],
+        scale,
+        window_left,
+        window_right,
+        diagonal,
+        softcap,
+        0.0,
+    )
+    config = problem.config("attention_summary")
+    blocks = triton.cdiv(problem.q_len, config.tiles["QUERIES"])
+    launch(
+        attention_summary,
+        (blocks * problem.heads * problem.batch,),
+        *problem.arguments,
+        *outputs,
+        blocks,
+        config=config,
+        **problem.constants,
+    )
+    return outputs
