@@ -85,8 +85,8 @@ class Counts:
 
 
 def main(
-    steps: int = 600,
-    words: int = 4096,
+    steps: int = 700,
+    words: int = 2048,
     width: int = 128,
     layers: int = 4,
     batch: int = 8,
@@ -163,8 +163,8 @@ def main(
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=600, help="of each of the two runs (default: %(default)s)")
-    parser.add_argument("--words", type=int, default=4096, help="size of the vocabulary (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=700, help="of each of the two runs (default: %(default)s)")
+    parser.add_argument("--words", type=int, default=2048, help="size of the vocabulary (default: %(default)s)")
     parser.add_argument("--width", type=int, default=128, help="of the model (default: %(default)s)")
     parser.add_argument("--layers", type=int, default=4, help="of the model (default: %(default)s)")
     parser.add_argument("--batch", type=int, default=8, help="sequences in a step (default: %(default)s)")

@@ -145,7 +145,7 @@ def main(
         return Run(step, evaluate, model)
 
     print(f"{len(train)} pairs to train on; {len(test)} sentences, each to find its function of as many")
-    comparison = compare(make_run, steps, evaluate_every=max(1, steps // 4))
+    comparison = compare(make_run, steps, evaluate_every=max(1, steps // 2))
     fast = comparison["fastattn"]
     levels = {"BM25": found_among(words_scores, 1), "MiniLM before training": fast.metric[0]}
     picture = chart(

@@ -209,7 +209,7 @@ _ATTENTION = (
     *_attention("attention_forward", (), 32, (128, 64, 32, 4, 1), (512, 32, 32, 4, 1)),
     *_attention("attention_summary", _HOPPER, 16, (128, 64, 64, 4, 2), (512, 64, 32, 4, 1)),
     *_attention("attention_summary", (), 16, (128, 64, 32, 4, 1), (512, 32, 32, 4, 1)),
-    *_attention("attention_summary", (), 32, (128, 32, 32, 4, 1), (512, 16, 32, 4, 1)),
+    *_attention("attention_summary", (), 32, (128, 32, 32, 4, 1, 8), (512, 16, 32, 4, 1)),
     *_attention("attention_backward_rows", _HOPPER, 16, (128, 128, 64, 8, 1), (512, 64, 64, 4, 1)),
     *_attention("attention_backward_rows", (), 16, (128, 64, 32, 4, 1), (512, 32, 32, 4, 1, 96)),
     *_attention("attention_backward_rows", (), 32, (128, 32, 32, 4, 1), (512, 16, 32, 4, 1)),
