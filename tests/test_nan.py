@@ -65,6 +65,8 @@ def test_nan_and_infinity_propagate_as_in_eager(sample: Sample, backend: str, sp
         reference = run(sample, "eager", tree_map(widened, arguments()))
         for kind, *results in zip(("output", "gradient"), fast, eager, reference, strict=True):
             for number, same in enumerate(zip(*results, strict=True)):
+                if not same[0].is_floating_point():
+                    continue  # which key has the largest weight, where one is NaN, is no number to compare
                 comparison = verify.compare(*map(comparable, same), name=f"{kind} {number}")
                 assert comparison.passed, f"{special} in tensor {index}: {comparison}"
 
