@@ -27,7 +27,8 @@ import isas
 
 from fastattn.backends.cpu import _native
 
-# Derandomised: the same cases on every run and every machine; few, since each instruction set draws them (more: see above). A kernel's speed is a benchmark's matter, hence no deadline.
+# Derandomised: the same cases on every run and every machine. Few, since each instruction set draws them (more: see above).
+# A kernel's speed is a benchmark's matter, hence no deadline.
 hypothesis.settings.register_profile(
     "fastattn",
     deadline=None,
