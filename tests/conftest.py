@@ -33,7 +33,7 @@ hypothesis.settings.register_profile(
     "fastattn",
     deadline=None,
     derandomize=True,
-    max_examples=24,
+    max_examples=18,
     suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture, hypothesis.HealthCheck.too_slow],
 )
 hypothesis.settings.load_profile("fastattn")
