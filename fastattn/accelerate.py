@@ -104,6 +104,8 @@ def accelerate(model: nn.Module, *, unpad: bool = True) -> Report:
     - An encoder of the BERT kind leaves padding out: its last hidden state is zero there, and forward hooks on its
       inner modules see (1, tokens, …). This rests on the 2-D attention mask; with another mask, and where hidden states
       or attentions are asked for, padding is computed as ever.
+      Transformers' own loss of a `…ForQuestionAnswering` counts padding as places that an answer may have, and so differs
+      on padded batches; the scores of tokens do not. `unpad=False` gives that loss as it was.
     - A query that sees no key at all (padding on the left, in a decoder) gets zeros, not the mean of all values.
     - `output_attentions=True` runs the model's own eager attention, with a warning.
     - A transformers configuration is changed as by `model.set_attn_implementation("fastattn")`; models that share the
