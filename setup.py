@@ -19,6 +19,7 @@ Environment:
 
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -32,6 +33,7 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
 NOTE = Path("fastattn/backends/cpu/not_built.txt")
+OLDEST_NVCC = 12
 
 
 @dataclass(frozen=True)
@@ -239,6 +241,9 @@ def find_nvcc() -> str:
     nvcc = shutil.which("nvcc", path=f"{home}/bin") if home else shutil.which("nvcc")
     if nvcc is None:
         raise BuildError("nvcc was not found on the PATH or in CUDA_HOME")
+    version = re.search(r"release (\d+)", subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout)
+    if version is None or int(version[1]) < OLDEST_NVCC:
+        raise BuildError(f"{nvcc} is older than CUDA {OLDEST_NVCC}, whose headers the kernels for Hopper need")
     return nvcc
 
 

@@ -11,6 +11,7 @@ import importlib.util
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -27,7 +28,7 @@ import isas
 
 from fastattn.backends.cpu import _native
 
-# Derandomised: the same cases on every run and every machine. Few, since each instruction set draws them (more: see above).
+# Derandomised: the same cases on every run and every machine. Few, since each instruction set draws some (more: see above).
 # A kernel's speed is a benchmark's matter, hence no deadline.
 hypothesis.settings.register_profile(
     "fastattn",
@@ -38,6 +39,7 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("fastattn")
 
+ASKED_EXAMPLES = int(os.environ.get("FASTATTN_TEST_EXAMPLES", "0"))
 INTERPRETED_EXAMPLES = 6  # Triton's interpreter takes its time; FASTATTN_TEST_EXAMPLES=60 draws more
 
 
@@ -56,14 +58,27 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         config.hook.pytest_deselected(items=same)
         left_out = set(same)
         items[:] = [item for item in items if item not in left_out]
-    asked = int(os.environ.get("FASTATTN_TEST_EXAMPLES", "0"))
-    for item in items:
-        interpreted = item.path.name.startswith("test_triton_") and not torch.cuda.is_available()
-        examples = asked or (INTERPRETED_EXAMPLES if interpreted else 0)
-        function = getattr(item, "obj", None)
-        own = getattr(function, "_hypothesis_internal_use_settings", None)  # of its @given, or the profile's
-        if own is not None and examples:
-            function._hypothesis_internal_use_settings = hypothesis.settings(own, max_examples=examples)
+
+
+_own_settings: dict[Any, hypothesis.settings] = {}  # of the @given tests, or the profile's
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """How many examples a hypothesis test draws this time."""
+    function = getattr(item, "obj", None)
+    own = getattr(function, "_hypothesis_internal_use_settings", None)
+    if own is None:
+        return
+    own = _own_settings.setdefault(function, own)
+    arguments = getattr(item, "callspec", None)
+    examples = own.max_examples
+    if ASKED_EXAMPLES:
+        examples = ASKED_EXAMPLES
+    elif item.path.name.startswith("test_triton_") and not torch.cuda.is_available():
+        examples = INTERPRETED_EXAMPLES
+    elif arguments is not None and "isa" in arguments.params:
+        examples = isas.share(arguments.params["isa"], examples)
+    function._hypothesis_internal_use_settings = hypothesis.settings(own, max_examples=examples)
 
 
 @pytest.fixture(params=isas.tested())

@@ -21,6 +21,15 @@ def tested() -> list[str]:
     return asked or _native.C.isas()
 
 
+def share(isa: str, examples: int) -> int:
+    """How many of a test's examples this instruction set draws: all where its vectors are longest, else four tenths.
+
+    The sources are the same for all; what differs is the number of lanes, and bfloat16.
+    """
+    longest = next((name for name in ("avx512", "emulated512", "avx2") if name in tested()), isa)
+    return examples if isa == longest or len(tested()) == 1 else max(1, examples * 2 // 5)
+
+
 def _beside_avx512(isa: str | None) -> bool:
     return isa in BFLOAT16_ALONE and not {"avx512", "emulated512"}.isdisjoint(tested())
 

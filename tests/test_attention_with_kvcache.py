@@ -1,11 +1,10 @@
 """Attention with a key-value cache on the CPU, against the eager definition."""
 
-import copy
-
 import pytest
 import torch
 from attention_cases import AttentionCase, kvcache_cases
 from hypothesis import given
+from kvcache_cases import check_token_by_token, run
 from norm_cases import DTYPES, check_refused
 
 import fastattn
@@ -15,38 +14,12 @@ from fastattn.backends.cpu import _native, attention_with_kvcache
 
 @given(case=kvcache_cases())
 def test_outputs_and_caches_obey_the_numerics_rule(isa: str, case: AttentionCase) -> None:
-    def run(query, k_cache, v_cache, k, v, **options):
-        k_cache, v_cache = copy.deepcopy((k_cache, v_cache))  # each of the three runs appends to its own
-        out = fastattn.attention_with_kvcache(query, k_cache, v_cache, k, v, **options)
-        return *out, k_cache, v_cache
-
     verify.check(run, *case.tensors, backend="cpu", **case.options).raise_if_failed()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_decoding_token_by_token_is_causal_attention(isa: str, dtype: torch.dtype) -> None:
-    torch.manual_seed(0)
-    batch, heads, kv_heads, seq, dim = 2, 6, 2, 37, 24
-    query = torch.randn(batch, heads, seq, dim).to(dtype)
-    key, value = (torch.randn(batch, kv_heads, seq, dim).to(dtype) for _ in range(2))
-    k_cache, v_cache = (torch.full((batch, kv_heads, seq, dim), torch.nan, dtype=dtype) for _ in range(2))
-    outs = []
-    for t in range(seq):
-        step = slice(t, t + 1)
-        lengths = torch.full((batch,), t, dtype=torch.int32)
-        with fastattn.use_backend("cpu"):
-            outs.append(
-                fastattn.attention_with_kvcache(
-                    query[:, :, step], k_cache, v_cache, key[:, :, step], value[:, :, step], cache_seqlens=lengths
-                )
-            )
-    assert torch.equal(k_cache, key)
-    assert torch.equal(v_cache, value)
-
-    def causal(query, key, value):
-        return fastattn.attention(query, key, value, is_causal=True, enable_gqa=True)
-
-    verify.check(lambda *_: torch.cat(outs, dim=2), query, key, value, eager=causal).raise_if_failed()
+    check_token_by_token("cpu", torch.device("cpu"), dtype, seq=37)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -2,34 +2,23 @@
 
 import pytest
 import torch
+from cuda_backend import DEVICE, check, needs_cuda
 from hypothesis import given
 from hypothesis import strategies as st
 from norm_cases import DTYPES, NormCase, check_short_rows, norm_cases, with_specials
 
 import fastattn
-from fastattn import verify
-from fastattn.backends import ABSENT, BACKENDS
-from fastattn.backends.cuda import _native, binary
+from fastattn.backends import BACKENDS
+from fastattn.backends.cuda import _native
 from fastattn.backends.eager import dropout as eager_dropout
 
-pytestmark = pytest.mark.skipif("cuda" in ABSENT, reason=str(ABSENT.get("cuda")))
+pytestmark = needs_cuda
 
-DEVICE = "cpu" if _native.emulated else "cuda"
 # Rows by a warp and by blocks of each size, one to four vectors a thread, aligned and not.
 DIMS = st.one_of(
     st.integers(16, 70), st.sampled_from((128, 200, 384, 513, 768, 1000, 1024, 2048, 2056, 4099, 8192, 9000))
 )
 NORMS = (fastattn.layer_norm, fastattn.rms_norm)
-
-
-def check(norm, x, *args, **kwargs) -> None:
-    def move(value):
-        return (
-            value.detach().to(DEVICE).requires_grad_(value.requires_grad) if isinstance(value, torch.Tensor) else value
-        )
-
-    kwargs = {name: move(value) for name, value in kwargs.items()}
-    verify.check(norm, move(x), *map(move, args), backend="cuda", **kwargs).raise_if_failed()
 
 
 @given(case=norm_cases(DTYPES, DIMS), norm=st.sampled_from(NORMS))
@@ -38,7 +27,7 @@ def test_outputs_and_gradients_obey_the_numerics_rule(case: NormCase, norm) -> N
     check(norm, case.x, *affine, case.eps, residual=case.residual, dropout_p=case.dropout_p)
 
 
-@pytest.mark.skipif(DEVICE == "cuda", reason="the rows are drawn on the CPU")
+@pytest.mark.skipif(DEVICE.type == "cuda", reason="the rows are drawn on the CPU")
 @pytest.mark.parametrize("norm", NORMS)
 @given(rows=st.integers(1, 20), dim=st.integers(1, 15), seed=st.integers(0, 2**31))
 def test_short_rows(norm, rows: int, dim: int, seed: int) -> None:
@@ -109,14 +98,3 @@ def test_no_wrong_tensor_gets_an_address() -> None:
     for wrong in (good.double(), good[:3], good.t(), good[:, :1].expand(4, 6), torch.empty(4, 6, device="meta")):
         with pytest.raises(ValueError, match=r"x (is|has)"):
             _native.address(wrong, "x", like, (4, 6), torch.float32)
-
-
-def test_every_built_kernel_keeps_its_budget() -> None:
-    """Registers and spills in the machine code for each generation; where nvcc was there to make it."""
-    try:
-        kernels = binary.built()
-    except FileNotFoundError as error:
-        pytest.skip(str(error))
-    assert {kernel.chip for kernel in kernels} >= {"sm_80", "sm_90a"}
-    faults = [f"{k.kernel} {k.variant} {k.chip}: {'; '.join(k.faults)}" for k in kernels if k.faults]
-    assert not faults, "\n".join(faults)

@@ -41,6 +41,22 @@ def test_labels_are_those_of_the_next_token(name):
     assert_close(masked.loss, expected)
 
 
+@NAMES
+@pytest.mark.parametrize("masked", [False, True])
+def test_gradients_accumulated_over_parts_are_those_of_the_whole_batch(name, masked):
+    """Of parts with different numbers of labels."""
+    model = decoder(name).train()
+    ids, mask, _ = padded("right", (9, 2, 3, 9))
+    labels = torch.where(mask.bool(), ids, -100)
+    whole = gradients(model, model(ids, mask if masked else None, labels).loss)
+    count = (labels[:, 1:] != -100).sum()
+    parts = [slice(0, 1), slice(1, 4)]
+    losses = [
+        model(ids[part], mask[part] if masked else None, labels[part], num_items_in_batch=count).loss for part in parts
+    ]
+    assert_same(gradients(model, sum(losses)), whole, 1e-4)
+
+
 def test_an_empty_sequence_takes_part_in_nothing():
     model = decoder("gpt")
     ids = torch.randint(VOCAB, (3, 5))

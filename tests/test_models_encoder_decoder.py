@@ -69,6 +69,20 @@ def test_gradients_are_those_of_plain_torch_in_float64(fields):
     assert_same(gradients(model, loss), expected_gradients, 1e-4)
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_gradients_accumulated_over_parts_are_those_of_the_whole_batch(masked):
+    model = made({}).train()
+    ids, mask, _ = padded("right")
+    mask = mask if masked else torch.ones_like(mask)
+    labels = ids[:, :5].clone()
+    labels[0, 1:] = -100
+    whole = gradients(model, model(ids, mask, labels=labels).loss)
+    count = int((labels != -100).sum())
+    parts = [slice(0, 1), slice(1, 4)]
+    losses = [model(ids[part], mask[part], labels=labels[part], num_items_in_batch=count).loss for part in parts]
+    assert_same(gradients(model, sum(losses)), whole, 1e-4)
+
+
 def test_checkpointing_changes_no_gradient_even_with_dropout():
     model = made({"dropout": 0.2}).train()
     ids, mask, _ = padded("right")

@@ -213,7 +213,8 @@ def test_views_that_negate_their_memory(sample: Sample, backend: str) -> None:
         torch.manual_seed(0)
         with fastattn.use_backend(backend):
             if sample.op == "attention_with_kvcache" and index in (1, 2):
-                with pytest.raises(ValueError, match="_cache is changed in place, and is a negated view"):
+                refusal = "_cache is changed in place, and is a negated view|the rows of the cache have gaps"
+                with pytest.raises((ValueError, RuntimeError), match=refusal):
                     sample.function(*args, **kwargs)
             else:
                 torch.testing.assert_close(tensors(sample.function(*args, **kwargs)), expected)

@@ -1,5 +1,7 @@
 """Linear in Triton, against the eager definition."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,6 +13,7 @@ from triton_backend import DEVICE, DTYPES, check, chips, dtypes, needs_triton, o
 
 import fastattn
 from fastattn.backends.triton import configs
+from fastattn.backends.triton._launch import record_launches
 from fastattn.backends.triton.chips import use_chip
 from fastattn.backends.triton.configs import Config, Row
 
@@ -59,6 +62,45 @@ def test_long_sums_are_split(dtype: torch.dtype, rows: int, depth: int, columns:
     weight = (torch.randn(columns, depth) * depth**-0.5).to(dtype).t().contiguous().t().requires_grad_()
     check(fastattn.linear, "sm_90", x, weight)
     check(fastattn.linear, "sm_90", x, weight, torch.randn(columns).to(dtype).requires_grad_(), "gelu")
+
+
+@settings(max_examples=12)
+@given(data=st.data(), chip=st.sampled_from(("sm_90", "sm_100")))
+def test_operands_by_the_copy_engine_obey_the_numerics_rule(data: st.DataObject, chip: str) -> None:
+    """Rows and columns of which tiles and programs are left over, operands along either dimension; four tiles at least, for
+    fewer go elsewhere."""
+    draw = data.draw
+    rows, depth, columns = (8 * draw(st.integers(low, high)) for low, high in ((17, 40), (1, 20), (33, 60)))
+    values = Values(draw, dtypes=(torch.float16,))
+    x, weight = (torch.randn(shape, generator=values.generator).half() for shape in ((rows, depth), (columns, depth)))
+    weight /= depth**0.5
+    x, weight = (m.t().contiguous().t() if draw(st.booleans()) else m for m in (x, weight))
+    with use_chip(chip):
+        launched = kernels_of(lambda: fastattn.linear(on_device(x), on_device(weight)))
+    assert launched == ["matmul_persistent"]
+    arguments = x.requires_grad_(), weight.requires_grad_(), values.maybe(columns), draw(st.sampled_from(ACTIVATIONS))
+    check(fastattn.linear, chip, *arguments, residual=values.maybe(rows, columns))
+
+
+def test_operands_that_the_copy_engine_cannot_read_go_to_the_other_kernel() -> None:
+    x, weight = torch.randn(200, 64, device=DEVICE).half(), torch.randn(300, 64, device=DEVICE).half()
+    odd = torch.randn(200, 65, device=DEVICE).half()
+    for a, b in ((odd[:, 1:], weight), (odd[:, :64], weight), (odd[:, :63], weight[:, :63])):
+        with use_chip("sm_90"):
+            assert kernels_of(lambda a=a, b=b: fastattn.linear(a, b)) == ["matmul"]
+    with use_chip("sm_80"):
+        assert kernels_of(lambda: fastattn.linear(x, weight)) == ["matmul"]
+
+
+def kernels_of(call: Callable[[], object]) -> list[str]:
+    """The names of the kernels that a call would launch."""
+    names: list[str] = []
+    with (
+        fastattn.use_backend("triton"),
+        record_launches(lambda kernel, args, constants, config: names.append(kernel.__name__)),
+    ):
+        call()
+    return names
 
 
 @pytest.mark.parametrize("activation", [None, "gelu"])

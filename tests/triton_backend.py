@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 import torch
+from devices import moved
 from hypothesis import strategies as st
-from torch import Tensor
 
 from fastattn import verify
 from fastattn.backends import ABSENT
@@ -25,11 +25,7 @@ chips = st.sampled_from(tuple(CHIPS)) if interpreted else st.builds(lambda: chip
 
 def on_device(tree: Any) -> Any:
     """The same arguments on the device under test; what required a gradient does so there."""
-
-    def move(x: Any) -> Any:
-        return x.detach().to(DEVICE).requires_grad_(x.requires_grad) if isinstance(x, Tensor) else x
-
-    return torch.utils._pytree.tree_map(move, tree)
+    return moved(tree, DEVICE)
 
 
 def check(function: Callable, chip: str, *args: Any, **kwargs: Any) -> None:

@@ -10,6 +10,9 @@
 //                                               Several rows ask for the next group's columns while the first of them
 //                                               pass by this one's: 1.05 to 1.5 times as fast.
 //
+// Columns shorter than a page, by one or two rows, are taken one after the other, kAlong vectors at a time: B then is read from
+// its beginning to its end, which the processor foresees, 1.2 to 1.5 times as fast as side by side.
+//
 // A task is a stretch of columns. Sums over more than kDotChain vectors are made in parts, for accuracy.
 //
 // Must read B once: for a few rows that, not the 2 rows columns depth flops, is what takes the time.
@@ -24,18 +27,20 @@ constexpr int64_t kFewRows = 8;
 namespace gemm_detail {
 
 constexpr int kDotRows = kLanes == 16 ? 4 : 2, kDotColumns = 4, kOneRowColumns = 8;
-constexpr int64_t kDotChain = 64;
+constexpr int kShortRows = 2, kAlong = 4;
+constexpr int64_t kDotChain = 64, kShortBytes = 4096, kBytesAhead = 12 << 10;
 
 // sums[r * stride + j] = row r of A (whole vectors, `a_row` steps apart) times column j of B, for the first `columns`
 // of kColumns columns. `ahead` of them, in elements, lie the columns that come next; 0 where they need not be asked for.
-template <class T, int kRows, int kColumns>
+// kVectors along the depth have sums of their own.
+template <class T, int kRows, int kColumns, int kVectors = 1>
 __attribute__((noinline)) void dot_products(int rows, int64_t depth, const typename Multiplied<T>::Step* a,
                                             int64_t a_row, const T* b, int64_t b_column, int columns, int64_t ahead,
                                             float* sums, int64_t stride) {
     if constexpr (kRows > 1) {
         if (rows < kRows) {
-            return dot_products<T, kRows - 1, kColumns>(rows, depth, a, a_row, b, b_column, columns, ahead, sums,
-                                                        stride);
+            return dot_products<T, kRows - 1, kColumns, kVectors>(rows, depth, a, a_row, b, b_column, columns, ahead,
+                                                                  sums, stride);
         }
     }
     constexpr int64_t kElements = kLanes * Multiplied<T>::kSteps;  // a vector
@@ -44,8 +49,8 @@ __attribute__((noinline)) void dot_products(int rows, int64_t depth, const typen
     Vec total[kRows][kColumns] = {};
     for (int64_t begin = 0; begin < depth; begin += kDotChain * kElements) {
         const int64_t end = smaller(begin + kDotChain * kElements, depth);
-        Vec sum[kRows][kColumns] = {};
-        auto add = [&](int64_t d, auto load_b) FASTATTN_BODY {
+        Vec sum[kVectors][kRows][kColumns] = {};
+        auto add = [&](int64_t d, int v, auto load_b) FASTATTN_BODY {
             Vec right[kColumns];  // what is not unrolled stands in memory, the sums too
 #pragma GCC unroll 8
             for (int j = 0; j < kColumns; ++j) right[j] = load_b(column[j] + d);
@@ -55,21 +60,36 @@ __attribute__((noinline)) void dot_products(int rows, int64_t depth, const typen
             for (int r = 0; r < kRows; ++r) {
                 const Vec left = detail::load_step(a + r * a_row + d / Multiplied<T>::kSteps);
 #pragma GCC unroll 8
-                for (int j = 0; j < kColumns; ++j) sum[r][j] = detail::add_product(sum[r][j], a, left, right[j]);
+                for (int j = 0; j < kColumns; ++j) {
+                    sum[v][r][j] = detail::add_product(sum[v][r][j], a, left, right[j]);
+                }
             }
         };
         int64_t d = begin;
-        for (; d + kElements <= end; d += kElements) {
-            add(d, [](const T* from) FASTATTN_BODY { return load_steps(from); });
+        const auto whole = [](const T* from) FASTATTN_BODY { return load_steps(from); };
+        if constexpr (kVectors > 1) {
+            for (; d + kVectors * kElements <= end; d += kVectors * kElements) {
+#pragma GCC unroll 4
+                for (int v = 0; v < kVectors; ++v) add(d + v * kElements, v, whole);
+            }
         }
+        for (; d + kElements <= end; d += kElements) add(d, 0, whole);
         if (d < end) {
             const int64_t count = end - d;
-            add(d, [count](const T* from) FASTATTN_BODY { return load_last_steps(from, count); });
+            add(d, 0, [count](const T* from) FASTATTN_BODY { return load_last_steps(from, count); });
+        }
+#pragma GCC unroll 4
+        for (int v = 1; v < kVectors; ++v) {
+#pragma GCC unroll 4
+            for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 8
+                for (int j = 0; j < kColumns; ++j) sum[0][r][j] += sum[v][r][j];
+            }
         }
 #pragma GCC unroll 4
         for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 8
-            for (int j = 0; j < kColumns; ++j) total[r][j] += sum[r][j];
+            for (int j = 0; j < kColumns; ++j) total[r][j] += sum[0][r][j];
         }
     }
     for (int r = 0; r < kRows; ++r) {
@@ -93,16 +113,24 @@ inline void few_rows(int64_t rows, int64_t columns, int64_t depth, Matrix<T> a, 
     const int64_t tasks = ceil_div(columns, stretch);
     const bool parallel = worth_threads(rows, columns, ceil_div(depth, kSteps));
     const Scratch<float> sums(rows * stretch, parallel ? thread_count(tasks) : 1);
+    const int64_t column_bytes = b.column * static_cast<int64_t>(sizeof(T));
+    const bool one_by_one = rows <= kShortRows && column_bytes < kShortBytes;
+    const int64_t columns_ahead = ceil_div(kBytesAhead, larger(column_bytes, int64_t{1}));
     for_tasks(parallel, tasks, [&](int64_t task, int thread) {
         const int64_t first = task * stretch, count = smaller(stretch, columns - first);
         float* to = sums.of(thread);
-        for (int64_t c = 0; rows == 1 && c < count; c += kOneRowColumns) {
+        for (int64_t c = 0; one_by_one && c < count; ++c) {
+            dot_products<T, kShortRows, 1, kAlong>(
+                static_cast<int>(rows), depth, copied.get(), a_row, b.from(0, first + c).data, b.column, 1,
+                c + columns_ahead < count ? columns_ahead * b.column : 0, to + c, stretch);
+        }
+        for (int64_t c = 0; !one_by_one && rows == 1 && c < count; c += kOneRowColumns) {
             const int64_t ahead = c + 2 * kOneRowColumns <= count ? kOneRowColumns * b.column : 0;
             dot_products<T, 1, kOneRowColumns>(1, depth, copied.get(), a_row, b.from(0, first + c).data, b.column,
                                                static_cast<int>(smaller(kOneRowColumns, count - c)), ahead, to + c,
                                                stretch);
         }
-        for (int64_t c = 0; rows > 1 && c < count; c += kDotColumns) {
+        for (int64_t c = 0; !one_by_one && rows > 1 && c < count; c += kDotColumns) {
             const int some = static_cast<int>(smaller(kDotColumns, count - c));
             const int64_t ahead = c + 2 * kDotColumns <= count ? kDotColumns * b.column : 0;
             for (int64_t r = 0; r < rows; r += kDotRows) {

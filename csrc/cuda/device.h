@@ -43,6 +43,11 @@ __device__ inline void from_float(float x, BFloat16& to) { to.bits = __bfloat16_
 __device__ inline float to_float(float x) { return x; }
 __device__ inline void from_float(float x, float& to) { to = x; }
 
+template <class T>
+constexpr bool kIsBFloat16 = false;
+template <>
+constexpr bool kIsBFloat16<BFloat16> = true;
+
 // x as a T holds it.
 template <class T>
 __device__ inline float rounded(float x) {
@@ -63,15 +68,22 @@ struct alignas(16) Vector {
 // Elements column … column + kSize - 1 of a row of `columns`; zeros beyond its end. kAligned: the row begins at a
 // multiple of 16 bytes and has a multiple of kSize columns, so a vector is inside or outside as a whole.
 template <class T, bool kAligned>
-__device__ inline void load(const T* row, int64_t column, int64_t columns, float (&to)[Vector<T>::kSize]) {
-    constexpr int kSize = Vector<T>::kSize;
+__device__ inline Vector<T> load(const T* row, int64_t column, int64_t columns) {
+    Vector<T> found{};
     if (kAligned) {
-        Vector<T> found{};
         if (column < columns) found = *reinterpret_cast<const Vector<T>*>(row + column);
-        for (int i = 0; i < kSize; ++i) to[i] = to_float(found.element[i]);
     } else {
-        for (int i = 0; i < kSize; ++i) to[i] = column + i < columns ? to_float(row[column + i]) : 0.0f;
+        for (int i = 0; i < Vector<T>::kSize; ++i) {
+            if (column + i < columns) found.element[i] = row[column + i];
+        }
     }
+    return found;
+}
+
+template <class T, bool kAligned>
+__device__ inline void load(const T* row, int64_t column, int64_t columns, float (&to)[Vector<T>::kSize]) {
+    const Vector<T> found = load<T, kAligned>(row, column, columns);
+    for (int i = 0; i < Vector<T>::kSize; ++i) to[i] = to_float(found.element[i]);
 }
 
 template <class T, bool kAligned>
@@ -90,10 +102,14 @@ __device__ inline void store(T* row, int64_t column, int64_t columns, const floa
 
 // ---- Sums over the threads of a row ---------------------------------------------------------------------------------
 
-__device__ inline float sum_of_warp(float x) {
-    for (int distance = kWarp / 2; distance > 0; distance /= 2) x += __shfl_xor_sync(kAllLanes, x, distance);
+// Over neighbouring lanes, a power of two of them; the same bits for all.
+template <int kLanes>
+__device__ inline float sum_of_lanes(float x) {
+    for (int distance = kLanes / 2; distance > 0; distance /= 2) x += __shfl_xor_sync(kAllLanes, x, distance);
     return x;
 }
+
+__device__ inline float sum_of_warp(float x) { return sum_of_lanes<kWarp>(x); }
 
 // The same bits for all threads that share a row: a warp, or (kBlock) the block, through `shared`, a float a warp.
 template <bool kBlock>
@@ -140,14 +156,30 @@ struct Dropout {
 
 // ---- Launching ------------------------------------------------------------------------------------------------------
 
+inline bool aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
+
+// A number as a type, for the choice of a kernel's variant.
+template <auto kValue>
+struct Constant {
+    static constexpr auto value = kValue;
+};
+
 #ifndef FASTATTN_CUDA_EMULATED
 // Starts a kernel on a stream. Throws where CUDA refuses it; what goes wrong later, torch reports at its next call.
 template <class Arguments>
-void launch(void (*kernel)(Arguments), int64_t blocks, int threads, void* stream, const Arguments& arguments) {
+void launch(void (*kernel)(Arguments), int64_t blocks, int threads, void* stream, const Arguments& arguments,
+            int dynamic_shared_bytes = 0) {
     if (blocks == 0) return;
-    kernel<<<static_cast<unsigned>(blocks), threads, 0, static_cast<cudaStream_t>(stream)>>>(arguments);
-    const cudaError_t error = cudaGetLastError();
-    if (error != cudaSuccess) throw std::runtime_error(std::string("CUDA: ") + cudaGetErrorString(error));
+    auto check = [](cudaError_t error) {
+        if (error != cudaSuccess) throw std::runtime_error(std::string("CUDA: ") + cudaGetErrorString(error));
+    };
+    if (dynamic_shared_bytes > 48 * 1024) {
+        const void* function = reinterpret_cast<const void*>(kernel);
+        check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, dynamic_shared_bytes));
+    }
+    kernel<<<static_cast<unsigned>(blocks), threads, dynamic_shared_bytes, static_cast<cudaStream_t>(stream)>>>(
+        arguments);
+    check(cudaGetLastError());
 }
 #endif
 

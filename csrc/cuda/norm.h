@@ -3,9 +3,9 @@
 
 #include <stdint.h>
 
-namespace fastattn::cuda {
+#include "dtype.h"
 
-enum class DType : int32_t { kFloat32, kBFloat16, kFloat16 };
+namespace fastattn::cuda {
 
 struct NormForward {
     DType dtype, weight_dtype;  // of the rows; of weight and bias

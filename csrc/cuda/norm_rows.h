@@ -36,15 +36,6 @@ RowPlan plan_rows(int64_t dim, int element_size) {
     return {true, threads, rounded((vectors + threads - 1) / threads)};
 }
 
-inline int size_of(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
-
-inline bool aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
-
-template <auto kValue>
-struct Constant {
-    static constexpr auto value = kValue;
-};
-
 // Calls body(T{}, W{}, vectors, block, aligned) with the types of a call and its plan's numbers as Constants. Only what
 // plan_rows<kFewest> gives is compiled.
 template <int kFewest, class Body>

@@ -48,6 +48,7 @@ class Peer:
             on padded batches drops the padding. Not timed.
         received: turns the gradient of an output into what a loss would send: zero at the padding.
         threads: how many of torch's threads it runs with; None for as many as there are.
+        inference: whether a forward runs in inference_mode instead of no_grad. Not for `call` to do: torch.compile fails on it.
     """
 
     call: Callable
@@ -56,6 +57,7 @@ class Peer:
     common: Callable[[Tensor], Tensor] = _same
     received: Callable[[Tensor], Tensor] = _same
     threads: int | None = None
+    inference: bool = False
 
 
 @dataclass(frozen=True)
@@ -283,7 +285,7 @@ def _step(peer: Peer, direction: str) -> Callable[[], tuple[Tensor, ...]]:
     if direction == FORWARD:
 
         def forward():
-            with torch.no_grad():
+            with torch.inference_mode() if peer.inference else torch.no_grad():
                 return _tuple(peer.call(*peer.inputs))
 
         return forward

@@ -150,9 +150,8 @@ def _steps(
         yield list(zip(prompts, tokens.tolist()))
         if step == max_new_tokens:
             return
-        going_on = ~torch.isin(tokens, stops)
-        if not bool(going_on.all()):
-            rows = going_on.nonzero().squeeze(1)
+        rows = torch.isin(tokens, stops, invert=True).nonzero().squeeze(1) if stops.numel() else None
+        if rows is not None and rows.numel() < len(prompts):
             prompts = [prompts[row] for row in rows.tolist()]
             if not prompts:
                 return

@@ -153,7 +153,11 @@ class DecoderLM(Pretrained):
         return self.embedding.weight if self.head is None else self.head.weight
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        num_items_in_batch: float | Tensor | None = None,
     ) -> LanguageModelOutput:
         """Hidden states of all tokens and, given labels, the mean cross entropy; the logits never exist.
 
@@ -163,6 +167,8 @@ class DecoderLM(Pretrained):
                 computed. A token's position is the number of tokens before it, whatever the padding.
             labels: (batch, seq), int64, lying as input_ids does (often input_ids itself): the token at i is asked for
                 the label of the next token. -100 is ignored, and so are labels at the padding.
+            num_items_in_batch: what the sum of the losses is divided by in the place of the number of labels that count: for
+                gradients accumulated over parts of a batch, how many count in all of them.
 
         Raises:
             TypeError: wrong dtypes.
@@ -181,9 +187,11 @@ class DecoderLM(Pretrained):
             hidden = self._run(sequences.pack(input_ids), Packed(True, sequences), sequences.max_seqlen)
             labels = None if labels is None else sequences.pack(labels)
             cu_seqlens = sequences.cu_seqlens
-        loss = (
-            None if labels is None else language_modelling_loss(hidden, self.head_weight, labels, cu_seqlens=cu_seqlens)
-        )
+        loss = None
+        if labels is not None:
+            loss = language_modelling_loss(
+                hidden, self.head_weight, labels, cu_seqlens=cu_seqlens, num_items_in_batch=num_items_in_batch
+            )
         return LanguageModelOutput(hidden if kept is None else sequences.unpack(hidden, *shape), loss)
 
     def logits(self, hidden: Tensor) -> Tensor:

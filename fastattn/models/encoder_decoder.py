@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from fastattn import ops
+from fastattn.losses import language_modelling_loss
 from fastattn.nn import FeedForward, RelativePositionBias, RMSNorm
 from fastattn.nn.packed_sequences import PackedSequences
 
@@ -163,6 +164,7 @@ class EncoderDecoder(Pretrained):
         decoder_input_ids: Tensor | None = None,
         decoder_attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
+        num_items_in_batch: float | Tensor | None = None,
     ) -> LanguageModelOutput:
         """The decoder's hidden states and, given labels, the mean cross entropy; the logits never exist.
 
@@ -172,6 +174,8 @@ class EncoderDecoder(Pretrained):
             decoder_input_ids: (batch, target), what has been written; None for labels, moved by one behind start_token.
             decoder_attention_mask: (batch, target), true at the tokens of decoder_input_ids.
             labels: (batch, target), int64: what the decoder should say at each place; -100 is ignored.
+            num_items_in_batch: what the sum of the losses is divided by in the place of the number of labels that count: for
+                gradients accumulated over parts of a batch, how many count in all of them.
 
         Raises:
             TypeError: wrong dtypes.
@@ -199,14 +203,14 @@ class EncoderDecoder(Pretrained):
         if kept is None and decoder_kept is None:
             memory = Memory(self.encoder(self.embedding(input_ids), None))
             hidden = self.decoder(self.embedding(decoder_input_ids), None, memory)
-            return LanguageModelOutput(hidden, None if labels is None else self._loss(hidden, labels))
+            return LanguageModelOutput(hidden, self._loss(hidden, labels, num_items_in_batch))
         read, written = (
             PackedSequences.from_padding(torch.ones_like(ids, dtype=torch.bool) if mask is None else mask)
             for ids, mask in ((input_ids, kept), (decoder_input_ids, decoder_kept))
         )
         memory = Memory(self.encoder(self.embedding(read.pack(input_ids)), read), written, read)
         packed = self.decoder(self.embedding(written.pack(decoder_input_ids)), written, memory)
-        loss = None if labels is None else self._loss(packed, written.pack(labels))
+        loss = self._loss(packed, None if labels is None else written.pack(labels), num_items_in_batch)
         return LanguageModelOutput(written.unpack(packed, *decoder_input_ids.shape), loss)
 
     def new_cache(self, batch: int, longest: int, new: int) -> EncoderDecoderCache:
@@ -281,5 +285,8 @@ class EncoderDecoder(Pretrained):
     def _scaled(self, hidden: Tensor) -> Tensor:
         return hidden * self.config.d_model**-0.5 if self.config.scaled_head else hidden
 
-    def _loss(self, hidden: Tensor, labels: Tensor) -> Tensor:
-        return ops.linear_cross_entropy(self._scaled(hidden), self.head_weight, labels)
+    def _loss(self, hidden: Tensor, labels: Tensor | None, items: float | Tensor | None) -> Tensor | None:
+        if labels is None:
+            return None
+        scaled = self._scaled(hidden)
+        return language_modelling_loss(scaled, self.head_weight, labels, shift=False, num_items_in_batch=items)

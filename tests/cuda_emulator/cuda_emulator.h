@@ -1,17 +1,19 @@
 // Runs CUDA kernels on the processor, to test their numerics: blocks one after the other, a block's threads as fibers of one
-// thread of the system, which change places at __syncthreads and at warp shuffles alone. Odd blocks run their threads in the
-// reverse order, so that a barrier which is missing shows in one of the two. csrc/cuda/device.h includes this in the place of
-// CUDA's headers.
+// thread of the system, which change places at barriers, at warp shuffles and where they wait for memory alone. Odd blocks run
+// their threads in the reverse order, so that a barrier which is missing shows in one of the two. csrc/cuda/device.h includes
+// this in the place of CUDA's headers; hopper_emulator.h has what only Hopper has.
 //
-// Not emulated: matrix instructions, asynchronous copies, atomics, what the memory of a block holds at its start (it keeps
-// what the block before left there).
+// Not emulated: atomics, what the memory of a block holds at its start (it keeps what the block before left there).
 #pragma once
 
 #include <math.h>
 #include <string.h>
 #include <ucontext.h>
 
+#include <algorithm>
 #include <cstdint>
+#include <cstdlib>
+#include <exception>
 #include <functional>
 #include <memory>
 #include <mutex>
@@ -19,9 +21,13 @@
 #include <vector>
 
 #define __global__
+#define __grid_constant__
 #define __device__
-#define __launch_bounds__(threads)
+#define __launch_bounds__(...)
 #define __shared__ static
+
+using std::max;
+using std::min;
 
 namespace emulated {
 
@@ -62,6 +68,7 @@ class Block {
                 current_ = thread;
                 threadIdx.x = static_cast<unsigned>(thread);
                 swapcontext(&scheduler_, &fibers_[thread].context);
+                if (error_) std::rethrow_exception(error_);
                 ran = true;
             }
             if (count(State::kDone, 0, threads_) == threads_) return;
@@ -90,6 +97,14 @@ class Block {
         return taken;
     }
 
+    // Lets the others go on until the condition holds, which one of them has to bring about.
+    void wait_until(const std::function<bool()>& holds) {
+        for (int64_t turns = 0; !holds(); ++turns) {
+            if (turns > kMostTurns) throw std::runtime_error("CUDA emulator: a thread waits for what never comes");
+            wait(State::kReady);
+        }
+    }
+
     int lane() const { return current_ % kWarp; }
 
     static Block*& current_block() {
@@ -100,6 +115,7 @@ class Block {
   private:
     static constexpr int kWarp = 32;
     static constexpr size_t kStack = 64 << 10;
+    static constexpr int64_t kMostTurns = 1 << 20;
 
     struct Fiber {
         ucontext_t context;
@@ -110,7 +126,11 @@ class Block {
 
     static void enter() {
         Block* block = current_block();
-        (*block->kernel_)();
+        try {
+            (*block->kernel_)();
+        } catch (...) {
+            block->error_ = std::current_exception();
+        }
         block->fibers_[block->current_].state = State::kDone;
     }
 
@@ -146,6 +166,7 @@ class Block {
     std::vector<Fiber> fibers_;
     ucontext_t scheduler_;
     const std::function<void()>* kernel_ = nullptr;
+    std::exception_ptr error_;
     int current_ = 0;
 };
 
@@ -184,6 +205,8 @@ inline uint16_t bfloat16_of_float(float value) {
 
 inline void __syncthreads() { emulated::Block::current_block()->wait(emulated::State::kAtBarrier); }
 
+inline void __syncwarp() { emulated::Block::current_block()->wait(emulated::State::kAtShuffle); }
+
 template <class T>
 T __shfl_xor_sync(unsigned, T value, int distance) {
     emulated::Block* block = emulated::Block::current_block();
@@ -194,7 +217,7 @@ namespace fastattn::cuda {
 
 // One launch at a time.
 template <class Arguments>
-void launch(void (*kernel)(Arguments), int64_t blocks, int threads, void*, const Arguments& arguments) {
+void launch(void (*kernel)(Arguments), int64_t blocks, int threads, void*, const Arguments& arguments, int = 0) {
     const std::lock_guard<std::mutex> lock(emulated::one_at_a_time);
     emulated::Block block(threads);
     blockDim.x = static_cast<unsigned>(threads);

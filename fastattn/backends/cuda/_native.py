@@ -45,8 +45,18 @@ def unsupported(tensor: Tensor, *others: Tensor | None) -> str | None:
     return unlike(tensor, *others)
 
 
-def address(tensor: Tensor | None, name: str, like: Tensor, shape: tuple[int, ...], *dtypes: torch.dtype) -> int:
+def address(
+    tensor: Tensor | None,
+    name: str,
+    like: Tensor,
+    shape: tuple[int, ...],
+    *dtypes: torch.dtype,
+    strided: bool = False,
+) -> int:
     """A tensor's address for a kernel, 0 for None.
+
+    Args:
+        strided: whether the kernel gets the tensor's strides, but for the last dimension, which has to be without gaps.
 
     Raises:
         ValueError: it is not on the device of `like`, has another shape or a gap in its memory, or is none of `dtypes`. A kernel
@@ -57,8 +67,12 @@ def address(tensor: Tensor | None, name: str, like: Tensor, shape: tuple[int, ..
     tensor = living(tensor)
     if tensor.device != like.device:
         raise ValueError(f"{name} is on {tensor.device}; expected {like.device}")
-    if tuple(tensor.shape) != shape or not tensor.is_contiguous():
-        raise ValueError(f"{name} has shape {tuple(tensor.shape)}; expected a contiguous tensor of shape {shape}")
+    whole = tensor.is_contiguous() or (strided and (tensor.stride(-1) == 1 or tensor.shape[-1] == 1))
+    if tuple(tensor.shape) != shape or not whole:
+        raise ValueError(
+            f"{name} has shape {tuple(tensor.shape)} and strides {tensor.stride()}; expected shape {shape} "
+            f"{'with a last stride of 1' if strided else 'and no gaps'}"
+        )
     if tensor.dtype not in dtypes:
         raise ValueError(f"{name} is {tensor.dtype}; expected {' or '.join(map(str, dtypes))}")
     return tensor.data_ptr()

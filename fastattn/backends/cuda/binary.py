@@ -6,14 +6,39 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-# Kernels are launched with at most as many threads as their launch bounds say: those of a row's block, or four warps.
-_NAME = re.compile(r"\d+(norm_forward|norm_backward)I(.*?)Li(\d)ELb([01])ELb([01])EEEv")
-_ELEMENTS = {"f": "float32", "BFloat16": "bfloat16", "Half": "float16"}
 REGISTERS = 65536  # of a multiprocessor, in every generation
 
-# Bytes a thread may keep in local memory. A block of 1024 threads has 64 registers each. The longest rows exceed them:
-# backward beyond 8192 features in 16 bits and 4096 in float32, forward beyond 8192 in float32.
-SPILLS = {"norm_forward": 16, "norm_backward": 400}
+
+@dataclass(frozen=True)
+class Kernel:
+    """What is known of a kernel's source.
+
+    Attributes:
+        spills: bytes a thread may keep in local memory.
+        arguments: the numbers and flags among its template arguments, in words: for a flag those for false and true.
+        threads: of a block.
+        block: the place of the flag that says whether it may have 1024 of them.
+    """
+
+    spills: int
+    arguments: tuple[str | tuple[str, str], ...] = ()
+    threads: int = 128
+    block: int | None = None
+
+
+_ALIGNED = ("unaligned", "aligned")
+_NORM = ("{} vectors", ("a row by a warp", "a row by a block"), _ALIGNED)
+# A norm's block of 1024 threads has 64 registers each. The longest rows exceed them: backward beyond 8192 features in 16 bits and
+# 4096 in float32, forward beyond 8192 in float32.
+KERNELS = {
+    "norm_forward": Kernel(16, _NORM, block=1),
+    "norm_backward": Kernel(400, _NORM, block=1),
+    "attend": Kernel(0, ("{} rows", "{} lanes a key", "{} vectors", _ALIGNED)),
+    "combine": Kernel(0),
+    "attend_hopper": Kernel(0, ("head_dim {}",), threads=384),  # for other generations it is empty
+}
+_NAME = re.compile(rf"\d+({'|'.join(KERNELS)})I((?:(?!L[ib]\d).)*?)((?:L[ib]\d+E)*)EEv")
+_ELEMENTS = {"f": "float32", "BFloat16": "bfloat16", "Half": "float16"}
 
 
 @dataclass(frozen=True)
@@ -41,8 +66,9 @@ class Built:
     def faults(self) -> list[str]:
         """What breaks the kernel's budget."""
         faults = []
-        if self.spills > SPILLS[self.kernel]:
-            faults.append(f"spills {self.spills} bytes a thread, {SPILLS[self.kernel]} are allowed")
+        allowed = KERNELS[self.kernel].spills
+        if self.spills > allowed:
+            faults.append(f"spills {self.spills} bytes a thread, {allowed} are allowed")
         if self.registers * self.threads > REGISTERS:
             faults.append(f"{self.threads} threads of {self.registers} registers do not fit")
         return faults
@@ -70,20 +96,18 @@ def built() -> list[Built]:
             name = _NAME.search(line)
         elif "REG:" in line and name is not None:
             usage = {key: int(number) for key, number in re.findall(r"(\w+):(\d+)", line)}
-            kernel, types, vectors, block, aligned = name.groups()
-            variant = f"{_types(types)}, {vectors} vectors, {'block' if block == '1' else 'warp'} a row"
-            found.append(
-                Built(
-                    kernel,
-                    variant + ("" if aligned == "1" else ", unaligned"),
-                    chip,
-                    1024 if block == "1" else 128,
-                    usage["REG"],
-                    usage["STACK"],
-                    usage["SHARED"],
-                )
-            )
+            kernel, types, literals = name.groups()
+            numbers = [int(number) for number in re.findall(r"L[ib](\d+)E", literals)]
+            known = KERNELS[kernel]
+            threads = 1024 if known.block is not None and numbers[known.block] else known.threads
+            variant = ", ".join([_types(types), *_words(known, numbers)])
+            found.append(Built(kernel, variant, chip, threads, usage["REG"], usage["STACK"], usage["SHARED"]))
     return found
+
+
+def _words(kernel: Kernel, numbers: list[int]) -> list[str]:
+    pairs = zip(kernel.arguments, numbers, strict=True)
+    return [word.format(number) if isinstance(word, str) else word[number] for word, number in pairs]
 
 
 def _types(mangled: str) -> str:

@@ -26,6 +26,8 @@ class Config:
         spills: the bytes a thread may spill to local memory.
         newest: whether products of 16-bit tensors must use the matrix instructions of the chip's own generation; without, those
             that sm_80 has will do (tiles of few rows: wgmma and tcgen05 take 64 and more).
+        persistent: a row of "matmul" may say that the copy engine brings the operands, if it can read them, and that as many
+            programs as multiprocessors go through the tiles (matmul_persistent.py).
         library: a row of "matmul" may say that torch's own product (cuBLAS, rocBLAS) is faster; what follows it is then a pass of
             its own. Such a row has no tiles.
     """
@@ -36,6 +38,7 @@ class Config:
     blocks: int = 1
     spills: int = 0
     newest: bool = True
+    persistent: bool = False
     library: bool = False
 
 
@@ -104,7 +107,7 @@ def _matmul(kernel: str, columns: int, warps: int = 4) -> tuple[Row, ...]:
         row(64, 16, amd, (64, 64, 64), num_stages=2),
         row(64, 16, (), (64, 64, 64), num_stages=4),
         # As large as registers and shared memory allow. What is spilled, is so between the products and the stores.
-        row(most, 16, newest, (128, columns, 64), num_warps=8, num_stages=3),
+        row(most, 16, newest, (128, columns, 64), num_warps=8, num_stages=3, persistent=kernel == "matmul"),
         row(most, 16, amd, (128, columns // 2, 64), num_stages=2),
         row(most, 16, (), (128, columns // 2, 32), num_warps=warps, num_stages=4, spills=96),
         # float32 without tensor cores: operands of the whole depth of a tile lie in registers.

@@ -35,7 +35,8 @@ from . import _launch, dropout
 from ._launch import launch, precision
 from .activation import activate, activate_backward
 from .linear import product_like, through_activation
-from .matmul import config_for, flat, halves, multiply, product, tile_at, tiles
+from .matmul import config_for, flat, product, tiles
+from .matmul_parts import halves, multiply, tile_at
 
 
 @triton.jit

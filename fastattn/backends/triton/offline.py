@@ -35,6 +35,8 @@ class Compiled:
         blocks: how many blocks fit on a multiprocessor by registers and shared memory.
         multiplies: whether the kernel has matrix products of 16-bit elements.
         matrix: the matrix instructions that it has: the chip's own, those of an older one, or "".
+        described: whether its source loads by tensor descriptors.
+        copies: whether the copy engine does that.
     """
 
     kernel: str
@@ -46,6 +48,8 @@ class Compiled:
     blocks: int
     multiplies: bool
     matrix: str
+    described: bool
+    copies: bool
 
     @property
     def faults(self) -> list[str]:
@@ -59,6 +63,8 @@ class Compiled:
             faults.append(f"{self.blocks} blocks fit on a multiprocessor, {self.config.blocks} are expected")
         if self.multiplies and self.matrix != self.chip.matrix and (self.config.newest or not self.matrix):
             faults.append(f"has {self.matrix or 'no matrix instructions'} instead of {self.chip.matrix}")
+        if self.described and not self.copies:
+            faults.append("loads what descriptors describe without the copy engine")
         return faults
 
 
@@ -131,6 +137,8 @@ def _read(kernel: str, compiled: Any, config: Config, chip: Chip) -> Compiled:
         blocks=min(by_registers, by_shared),
         multiplies=re.search(r"tt\.dot.*x(bf16|f16)>", compiled.asm["ttir"]) is not None,
         matrix=next((name for name in (chip.matrix, "mma.sync") if name in text), ""),
+        described="tt.descriptor_load" in compiled.asm["ttir"],
+        copies="cp.async.bulk.tensor" in text,
     )
 
 

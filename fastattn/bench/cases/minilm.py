@@ -92,7 +92,7 @@ def _build(case: Case) -> Problem:
 
     def peer(call: Callable) -> Peer:
         # Not under no_grad alone: inference_mode is how such a model is run.
-        return Peer(torch.inference_mode()(call), (ids, mask), common=lambda out: out[kept])
+        return Peer(call, (ids, mask), common=lambda out: out[kept], inference=True)
 
     models = {name: peer(_load(name, case.dtype)) for name in (OURS, "sdpa", "eager")}
     if case.options != "torch alone":

@@ -1,0 +1,140 @@
+"""The matrix product of matmul.py for the matrix units of sm_90 and sm_100: its operands come by the copy engine (TMA).
+
+    out = dropout(activation(a . b + bias)) + residual
+
+As many programs as multiprocessors, and each computes one tile of the output after the other, in the order of matmul.py's
+picture. The loop over tiles and that over the depth are one to the compiler, so that the next tile's operands are on their way
+while this tile's epilogue is computed and stored.
+
+A tensor descriptor tells the copy engine where a matrix is; one thread asks for a tile with it, and no register holds an address
+or a mask. It wants elements of 16 bits that lie along one of the dimensions, and rows that begin at multiples of 16 bytes: what
+does not fit goes to `matmul`.
+
+Source: Triton's tutorial "Persistent Matmul".
+"""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from . import dropout
+from ._launch import launch, precision
+from .chips import multiprocessors
+from .configs import Config
+from .matmul_parts import finish, tile_at
+
+
+@triton.jit
+def matmul_persistent(
+    out,  # (rows, columns)
+    a,  # describes (rows, depth), or without A_ALONG its transpose
+    b,  # describes (depth, columns), or with B_ALONG its transpose
+    bias,  # (columns,) or None
+    residual,  # (rows, columns) or None
+    seed,  # (1,) int64, or None without dropout
+    pre,  # (rows, columns), strides as out; or None
+    rows,
+    columns,
+    depth,
+    programs,
+    stride_residual_row,
+    stride_residual_column,
+    stride_out_row,
+    stride_out_column,
+    threshold,
+    inverse,
+    ACTIVATION: tl.constexpr,
+    PRECISION: tl.constexpr,
+    A_ALONG: tl.constexpr,  # whether its elements lie along the depth
+    B_ALONG: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr,
+    BLOCK_DEPTH: tl.constexpr,
+    GROUP: tl.constexpr,
+):
+    tiles = tl.cdiv(rows, BLOCK_ROWS) * tl.cdiv(columns, BLOCK_COLUMNS)
+    for tile in tl.range(tl.program_id(0), tiles, programs, flatten=True):
+        tile_row, tile_column = tile_at(tile, rows, columns, BLOCK_ROWS, BLOCK_COLUMNS, GROUP)
+        first_row, first_column = tile_row * BLOCK_ROWS, tile_column * BLOCK_COLUMNS
+        value = tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), tl.float32)
+        for start in range(0, depth, BLOCK_DEPTH):
+            if A_ALONG:
+                a_tile = a.load([first_row, start])
+            else:
+                a_tile = a.load([start, first_row]).T
+            if B_ALONG:
+                b_tile = b.load([first_column, start]).T
+            else:
+                b_tile = b.load([start, first_column])
+            value = tl.dot(a_tile, b_tile, value, input_precision=PRECISION)
+        finish(
+            value, bias, residual, seed, pre, out, first_row.to(tl.int64) + tl.arange(0, BLOCK_ROWS),
+            first_column.to(tl.int64), rows, columns, stride_residual_row, stride_residual_column, stride_out_row,
+            stride_out_column, threshold, inverse, ACTIVATION,
+        )  # fmt: skip
+
+
+def loadable(matrix: Tensor) -> bool:
+    """Whether the copy engine can read this matrix, as it is or transposed."""
+    along = 1 if matrix.stride(1) == 1 else 0
+    return (
+        matrix.element_size() == 2
+        and matrix.stride(along) == 1
+        and matrix.stride(1 - along) >= matrix.shape[along]
+        and matrix.stride(1 - along) % 8 == 0
+        and matrix.data_ptr() % 16 == 0
+        and min(matrix.shape) > 0
+    )
+
+
+def product(
+    a: Tensor,
+    b: Tensor,
+    out: Tensor,
+    config: Config,
+    bias: Tensor | None,
+    activation: str,
+    pre: Tensor | None,
+    seed: Tensor | None,
+    dropout_p: float,
+    residual: Tensor | None,
+) -> None:
+    """As matmul.product, for `loadable` a and b; bias contiguous."""
+    (rows, depth), columns = a.shape, b.shape[1]
+    block_rows, block_columns, block_depth = (
+        config.tiles[name] for name in ("BLOCK_ROWS", "BLOCK_COLUMNS", "BLOCK_DEPTH")
+    )
+    a_along, b_along = a.stride(1) == 1, b.stride(1) != 1
+    described = (
+        TensorDescriptor.from_tensor(a, [block_rows, block_depth])
+        if a_along
+        else TensorDescriptor.from_tensor(a.t(), [block_depth, block_rows]),
+        TensorDescriptor.from_tensor(b.t(), [block_columns, block_depth])
+        if b_along
+        else TensorDescriptor.from_tensor(b, [block_depth, block_columns]),
+    )
+    programs = min(multiprocessors(a.device), triton.cdiv(rows, block_rows) * triton.cdiv(columns, block_columns))
+    launch(
+        matmul_persistent,
+        (programs,),
+        out,
+        *described,
+        bias,
+        residual,
+        seed,
+        pre,
+        rows,
+        columns,
+        depth,
+        programs,
+        *((0, 0) if residual is None else residual.stride()),
+        *out.stride(),
+        dropout.threshold(dropout_p),
+        dropout.inverse(dropout_p),
+        config=config,
+        ACTIVATION=activation,
+        PRECISION=precision(a.dtype),
+        A_ALONG=a_along,
+        B_ALONG=b_along,
+    )
