@@ -95,9 +95,9 @@ def load(held_out: int) -> tuple[list[str], list[str]]:
 
 
 def main(
-    steps: int = 100,
+    steps: int = 240,
     batch: int = 32,
-    learning_rate: float = 3e-4,
+    learning_rate: float = 5e-4,
     held_out: int = 300,
     out: Path = Path("out"),
 ) -> tuple[Comparison, dict[str, float]]:
@@ -157,7 +157,7 @@ def main(
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=100, help="of each of the two runs (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=240, help="of each of the two runs (default: %(default)s)")
     parser.add_argument("--batch", type=int, default=32, help="docstrings in a step (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("out"), help="where the chart goes (default: %(default)s)")
     main(**vars(parser.parse_args()))

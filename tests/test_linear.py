@@ -49,6 +49,28 @@ def test_whole_numbers_are_exact(isa: str, data: st.DataObject) -> None:
     check_exact(fastattn.linear, *inputs[:3], activation, inputs[3], generator=values.generator)
 
 
+@given(data=st.data())
+def test_few_rows_are_exact(isa: str, data: st.DataObject) -> None:
+    """Columns of the weight around a page, which are read one by one or side by side: with nothing between them, with other
+    columns between them, and all the same one. Sums of whole numbers up to 3 are exact in any order."""
+    draw = data.draw
+    rows, columns = draw(st.integers(1, 9)), draw(st.integers(1, 300))
+    depth = draw(
+        st.one_of(st.integers(1, 200), st.sampled_from((383, 384, 400, 1000, 1023, 1024, 1025, 2047, 2048, 2100)))
+    )
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    x, weight = (torch.randint(-3, 4, (n, depth), generator=generator).float() for n in (rows, columns))
+    layout = draw(st.sampled_from(("whole", "between others", "the same")))
+    if layout == "between others":
+        weight = weight.repeat_interleave(2, dim=0)[::2]
+    elif layout == "the same":
+        weight = weight[:1].expand(columns, depth)
+    dtype = draw(st.sampled_from((torch.float32, torch.bfloat16)))
+    with fastattn.use_backend("cpu"):
+        out = fastattn.linear(x.to(dtype), weight.to(dtype))
+    assert torch.equal(out, (x @ weight.t()).to(dtype))
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("rows", "depth", "columns"), [(3000, 40, 50), (9000, 33, 20), (70, 8200, 40)])
 def test_long_sums(isa: str, dtype: torch.dtype, rows: int, depth: int, columns: int) -> None:
