@@ -8,8 +8,8 @@ modules that were held out, which does not depend on the tokenizer.
 Run it: python examples/pretrain_language_model.py --out out
 
 On two threads of an AMD EPYC, in three minutes: 1.696 bits per byte (1.697 in plain torch), against 2.753 by tokens and 1.791 by
-pairs of tokens; a step takes 73 ms with fastattn and 93 ms without, 1.27 times as fast, and 61 MiB instead of 118. At this learning
-rate rounding grows: after 700 steps the losses differ by 0.018.
+pairs of tokens; a step takes 73 ms with fastattn and 93 ms without, 1.27 times as fast, and 61 MiB instead of 118. At this
+learning rate rounding grows: after 700 steps the losses differ by 0.018.
 """
 
 import argparse

@@ -8,9 +8,9 @@ search by words (BM25) and the encoder before training.
 
 Run it: python examples/train_sentence_encoder.py --out out
 
-On two threads of an AMD EPYC, in two minutes: 47.6% found first in both (83.5% among the first ten), against 30.9% (60.4%) by BM25
-and 38.2% before training; a step takes 785 ms with fastattn and 1478 ms without, 1.88 times as fast, and 285 MiB instead of 1162;
-the losses differ by 2.4e-07 at most.
+On two threads of an AMD EPYC, in two minutes: 47.6% found first in both (83.5% among the first ten), against 30.9% (60.4%) by
+BM25 and 38.2% before training; a step takes 785 ms with fastattn and 1478 ms without, 1.88 times as fast, and 285 MiB instead of
+1162; the losses differ by 2.4e-07 at most.
 """
 
 import argparse
