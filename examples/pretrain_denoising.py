@@ -7,8 +7,8 @@ computed by neither, but for attention's in plain torch. 15 % of the tokens are 
 vocabulary. The number is the share of chosen tokens that the encoder restores in modules that were held out, against the most
 frequent token, and against the token that stands most often between the two that are seen on either side.
 
-In 64 steps it restored 10.6% of the tokens (fastattn alone, one thread, Intel Xeon), more than the most frequent token (5.1%)
-and less than the neighbours' (26.0%), for which it would have to train longer.
+In 240 steps it restored 27.9% of the tokens, against 5.1% by the most frequent token and 26.0% by the neighbours (fastattn alone,
+two threads of an AMD EPYC, in three minutes; with plain torch beside it the example takes longer).
 
 Run it: python examples/pretrain_denoising.py --out out
 """
