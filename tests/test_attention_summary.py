@@ -6,11 +6,12 @@ import weights_reference
 from attention_cases import AttentionCase, attention_cases
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from memory import most_memory_of, needs_linux
+from memory import Allocations, most_memory_of, needs_linux
 from norm_cases import DTYPES, check_refused, with_specials
 
 import fastattn
 from fastattn import verify
+from fastattn.backends import BACKENDS
 from fastattn.backends.cpu import _native, attention_summary
 
 pytestmark = pytest.mark.kernel
@@ -113,15 +114,20 @@ def test_bits_do_not_depend_on_threads(isa, same_bits_at_any_thread_count, dtype
 
 
 @needs_linux
-@pytest.mark.parametrize("backend", ["cpu", "eager"])
-def test_memory_does_not_grow_with_the_matrix_of_weights(backend: str) -> None:
-    """8192 tokens, whose (seq, seq) matrix is 256 MiB, of which eager has a part at a time, and what the system took back or not
-    of the parts before."""
+def test_memory_does_not_grow_with_the_matrix_of_weights() -> None:
+    """8192 tokens, whose (seq, seq) matrix is 256 MiB."""
     query, key = torch.randn(1, 1, 8192, 8), torch.randn(1, 1, 8192, 8)
-    with fastattn.use_backend(backend):
+    with fastattn.use_backend("cpu"):
         fastattn.attention_summary(query[:, :, :64], key[:, :, :64])
-        taken = most_memory_of(lambda: fastattn.attention_summary(query, key))
-    assert taken < (96 << 20 if backend == "eager" else 8 << 20)
+        assert most_memory_of(lambda: fastattn.attention_summary(query, key)) < 8 << 20
+
+
+def test_eager_has_a_part_of_the_matrix_at_a_time() -> None:
+    """Counted, not measured: what the allocator gives back to the system, and when, is its own affair."""
+    query, key = torch.randn(1, 1, 8192, 8), torch.randn(1, 1, 8192, 8)
+    with Allocations() as made:
+        BACKENDS["eager"]["attention_summary"].forward(query, key, None, None, 1.0, -1, -1, 0, 0.0)
+    assert 0 < made.largest <= 4 << 20  # the places of half a million scores
 
 
 @pytest.mark.parametrize("scale", [1e8, 1e20])

@@ -37,6 +37,11 @@ def along(tensor: Tensor) -> Tensor:
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
+def cache_capacity(cache: Tensor, block_table: Tensor | None) -> int:
+    """How many keys a sequence has room for in a key-value cache, contiguous or paged."""
+    return cache.shape[2] * (1 if block_table is None else block_table.shape[1])
+
+
 def given(tensor: Tensor | None, like: Tensor) -> Tensor:
     """The tensor, or an empty one where there is none: torch.library ops return tensors."""
     return like.new_empty(0) if tensor is None else tensor

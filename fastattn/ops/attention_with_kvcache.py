@@ -7,6 +7,7 @@ from torch import Tensor
 
 from .. import dispatch
 from ..backends.attention_outputs import attention_outputs
+from ..backends.tensors import cache_capacity
 from . import _autocast, _checks, _library
 
 
@@ -172,7 +173,7 @@ def _check_lengths(query: Tensor, k_cache: Tensor, cache_seqlens: Tensor, block_
         raise ValueError(f"cache_seqlens is on {cache_seqlens.device} but query is on {query.device}; move one")
     if not _checks.readable(cache_seqlens) or batch == 0:
         return
-    capacity = k_cache.shape[2] * (1 if block_table is None else block_table.shape[1])
+    capacity = cache_capacity(k_cache, block_table)
     values = cache_seqlens.tolist()
     if min(values) < 0 or max(values) + new > capacity:
         raise ValueError(

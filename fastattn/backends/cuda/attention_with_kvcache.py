@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ..attention_outputs import attention_outputs
-from ..tensors import DTYPES, along
+from ..tensors import DTYPES, along, cache_capacity
 from . import _native
 from ._native import address
 
@@ -38,13 +38,9 @@ def unsupported(
         return f"it takes head_dim and value_dim from 1 to {MOST_DIM}, and they are {dims[0]} and {dims[1]}"
     if any(cache.stride(3) != 1 and cache.shape[3] > 1 and cache.numel() for cache in (k_cache, v_cache)):
         return "the rows of the cache have gaps: its last dimension has a stride other than 1"
-    if _capacity(k_cache, block_table) > MOST_KEYS:
+    if cache_capacity(k_cache, block_table) > MOST_KEYS:
         return f"it takes caches of at most {MOST_KEYS} keys a sequence"
     return None
-
-
-def _capacity(cache: Tensor, block_table: Tensor | None) -> int:
-    return cache.shape[2] * (1 if block_table is None else block_table.shape[1])
 
 
 def forward(
@@ -67,7 +63,7 @@ def forward(
     batch, heads, queries, head_dim = query.shape
     kv_heads, value_dim = k_cache.shape[1], v_cache.shape[3]
     added = 0 if k is None else k.shape[2]
-    capacity = _capacity(k_cache, block_table)
+    capacity = cache_capacity(k_cache, block_table)
     if alibi_slopes is not None:
         alibi_slopes = alibi_slopes.contiguous().expand(batch, heads)
     out, lse = attention_outputs(query, v_cache)

@@ -20,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..attention_outputs import attention_outputs
-from ..tensors import along
+from ..tensors import along, cache_capacity
 from . import _launch, key_parts
 from ._launch import launch
 from .chips import chip_of
@@ -303,10 +303,6 @@ def forward(
     )
 
 
-def _capacity(cache: Tensor, block_table: Tensor | None) -> int:
-    return cache.shape[2] * (1 if block_table is None else block_table.shape[1])
-
-
 def _append(
     k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, cache_seqlens: Tensor, block_table: Tensor | None
 ) -> None:
@@ -327,7 +323,7 @@ def _append(
         new,
         head_dim,
         value_dim,
-        _capacity(k_cache, block_table),
+        cache_capacity(k_cache, block_table),
         k_cache.shape[2],
         *k.stride(),
         *v.stride(),
@@ -355,7 +351,7 @@ def _attend(
     out, lse = attention_outputs(query, v_cache)
     batch, heads, queries, head_dim = query.shape
     kv_heads, value_dim = k_cache.shape[1], v_cache.shape[3]
-    capacity = _capacity(k_cache, block_table)
+    capacity = cache_capacity(k_cache, block_table)
     if alibi_slopes is not None:
         alibi_slopes = alibi_slopes.contiguous().expand(batch, heads)
     width = max(head_dim, value_dim)

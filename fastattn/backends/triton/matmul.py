@@ -32,11 +32,11 @@ import triton.language as tl
 from torch import Tensor
 
 from ..tensors import contiguous
-from . import dropout, matmul_persistent
+from . import matmul_persistent
 from ._launch import launch, precision
 from .chips import chip_of, multiprocessors
 from .configs import Config, choose
-from .matmul_parts import finish, multiply, tile_at
+from .matmul_parts import finish, finish_numbers, multiply, tile_at
 
 # A part of a split sum is at least this long, for each costs a write and a read of the whole output.
 LEAST_DEPTH_OF_A_SPLIT = 512
@@ -63,9 +63,9 @@ def matmul(
     stride_b_column,
     stride_b2_depth,
     stride_b2_column,
+    stride_out_split,
     stride_residual_row,
     stride_residual_column,
-    stride_out_split,
     stride_out_row,
     stride_out_column,
     threshold,
@@ -220,10 +220,8 @@ def product(
         *a.stride(),
         *b.stride(),
         *b2.stride(),
-        *((0, 0) if residual is None else residual.stride()),
-        *((0, *out.stride()) if splits == 1 else written.stride()),
-        dropout.threshold(dropout_p),
-        dropout.inverse(dropout_p),
+        0 if splits == 1 else written.stride(0),
+        *finish_numbers(residual, written, dropout_p),
         config=config,
         ACTIVATION=activation,
         PRECISION=precision(a.dtype),
@@ -255,10 +253,7 @@ def finish_apart(
         out,
         rows,
         columns,
-        *((0, 0) if residual is None else residual.stride()),
-        *out.stride(),
-        dropout.threshold(dropout_p),
-        dropout.inverse(dropout_p),
+        *finish_numbers(residual, out, dropout_p),
         config=config,
         ACTIVATION=activation,
     )

@@ -2,6 +2,7 @@
 
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from . import dropout
 from .activation import activate
@@ -108,3 +109,9 @@ def finish(
             beside = residual + row[:, None] * stride_residual_row + column[None, :] * stride_residual_column
             value += tl.load(beside, mask=inside, other=0.0).to(tl.float32)
         tl.store(out + at, value.to(out.dtype.element_ty), mask=inside)
+
+
+def finish_numbers(residual: Tensor | None, out: Tensor, dropout_p: float) -> tuple[int | float, ...]:
+    """What a launcher passes for the parameters of `finish` from stride_residual_row to inverse; out's last two strides."""
+    strides = (0, 0) if residual is None else residual.stride()
+    return (*strides, *out.stride()[-2:], dropout.threshold(dropout_p), dropout.inverse(dropout_p))

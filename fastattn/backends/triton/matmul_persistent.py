@@ -18,11 +18,10 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from . import dropout
 from ._launch import launch, precision
 from .chips import multiprocessors
 from .configs import Config
-from .matmul_parts import finish, tile_at
+from .matmul_parts import finish, finish_numbers, tile_at
 
 
 @triton.jit
@@ -128,10 +127,7 @@ def product(
         columns,
         depth,
         programs,
-        *((0, 0) if residual is None else residual.stride()),
-        *out.stride(),
-        dropout.threshold(dropout_p),
-        dropout.inverse(dropout_p),
+        *finish_numbers(residual, out, dropout_p),
         config=config,
         ACTIVATION=activation,
         PRECISION=precision(a.dtype),
