@@ -32,11 +32,11 @@ def unsupported(
     dropout_p: float,
 ) -> str | None:
     """Why the kernel cannot take this call; None if it can."""
+    if not ASKED:  # first: every call on a GPU comes by here
+        return "its kernel for Hopper has not run on a GPU yet; FASTATTN_HOPPER_ATTENTION=1 asks for it, to try it out"
     reason = _native.unsupported(query, key, value)
     if reason is not None:
         return reason
-    if not ASKED:
-        return "its kernel for Hopper has not run on a GPU yet; FASTATTN_HOPPER_ATTENTION=1 asks for it, to try it out"
     if not _native.emulated and torch.cuda.get_device_capability(query.device) != (9, 0):
         return "its kernel is for Hopper GPUs (compute capability 9.0)"
     if triton.reason is not None:
