@@ -83,10 +83,8 @@ class _Draw:
             side = st.one_of(st.none(), st.integers(0, 150))
             options["window"] = (self.draw(side), self.draw(side))
         if self.draw(st.integers(0, 3)) == 0:
-            # Up to a quarter, the second of eight heads': a score of -70, as all keys of a query far from them have with more,
-            # is rounded once more than eager's on its way to units of log 2, which then is what the rule sees.
             shape = (batch, heads) if self.draw(st.booleans()) else (heads,)
-            options["alibi_slopes"] = torch.rand(shape, generator=self.generator) / 4
+            options["alibi_slopes"] = torch.rand(shape, generator=self.generator)
         return options
 
     def dropout_p(self) -> float:

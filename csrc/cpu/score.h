@@ -2,8 +2,9 @@
 //
 //     s = scale * x;   s = softcap * tanh(s / softcap);   s -= slope * |i + diagonal - j|;   s += mask  or  -inf
 //
-// kept in units of log 2 (times log2 e), because the softmax takes exp2. A row of scores is changed in place, a vector
-// of keys at a time. Where nothing but the scale applies (`plain`), the caller folds it into its exp2 instead.
+// kept in units of log 2 (times log2 e), because the softmax takes exp2. log2 e goes into each term's factor, so that the
+// sum is rounded as often as eager's. A row of scores is changed in place, a vector of keys at a time. Where nothing but the
+// scale applies (`plain`), the caller folds it into its exp2 instead.
 #pragma once
 
 #include "dropout.h"
@@ -40,16 +41,31 @@ FASTATTN_INLINE Ints mask_vector(const uint8_t* row, int64_t stride, int64_t j, 
     return __builtin_convertvector(bytes, Ints) != 0;
 }
 
-FASTATTN_INLINE Vec masked(Vec s, Vec mask) { return s + mask; }
-FASTATTN_INLINE Vec masked(Vec s, Ints takes_part) { return select(takes_part, s, splat(-kInfinity)); }
+// A score, and the same in units of log 2.
+struct TwoUnits {
+    Vec natural, base_two;
 
-// A finite score stays finite, and its key takes part: masks are made of the lowest float, too. From -1.7e38 down, short
-// of where s * log2 e overflows, s / 2 - kOffset is the greater of the two. Such scores are equal, or so far apart that the
-// greatest takes all the weight: only their order counts, and that the line can be followed back (`natural`).
-constexpr float kOffset = 0x1.ep126f;
+    FASTATTN_INLINE void mask(Vec added) {
+        natural += added;
+        base_two += added * kLog2E;
+    }
+    FASTATTN_INLINE void mask(Ints takes_part) { natural = select(takes_part, natural, splat(-kInfinity)); }
 
-FASTATTN_INLINE Vec to_base_two(Vec s) {
-    return select(s == splat(-kInfinity), s, max(s * 0.5f - kOffset, s * kLog2E));
+    // In units of log 2. A finite score stays finite, and its key takes part: masks are made of the lowest float, too. From
+    // -1.7e38 down, short of where the score times log2 e overflows, score / 2 - kOffset is the greater of the two. Such
+    // scores are equal, or so far apart that the greatest takes all the weight: only their order counts, and that the line
+    // can be followed back (`Score::natural`).
+    FASTATTN_INLINE Vec joined() const {
+        return select(natural == splat(-kInfinity), natural, max(natural * 0.5f - kOffset, base_two));
+    }
+
+    static constexpr float kOffset = 0x1.ep126f;
+};
+
+// A term's factor in units of log 2; finite, since infinity times zero would be no number.
+FASTATTN_INLINE float base_two_factor(float natural) {
+    const double factor = double{natural} * 1.4426950408889634;
+    return static_cast<float>(factor < -kLargest ? -kLargest : factor > kLargest ? kLargest : factor);
 }
 
 }  // namespace detail
@@ -60,14 +76,15 @@ class Score {
         : args_(args),
           dropout_(args.dropout_p, args.seed),
           plain_(!args.mask.present() && !args.alibi_slopes.present() && args.softcap == 0.0f && args.scale > 0.0f),
-          factor_(static_cast<float>(double{args.scale} * 1.4426950408889634)) {}
+          factor_(detail::base_two_factor(args.scale)),
+          softcap_factor_(detail::base_two_factor(args.softcap)) {}
 
     // Whether a score is factor() * x, and factor() > 0.
     bool plain() const { return plain_; }
     float factor() const { return factor_; }
     // The score that is `base_two` in these units.
     double natural(float base_two) const {
-        const double near = base_two * 0.6931471805599453, far = 2.0 * (double{base_two} + detail::kOffset);
+        const double near = base_two * 0.6931471805599453, far = 2.0 * (double{base_two} + detail::TwoUnits::kOffset);
         if (plain_ || near < far) return near;
         return far > kLowest ? far : kLowest;  // the lowest float was rounded on its way
     }
@@ -145,27 +162,30 @@ class Score {
             const Tensor& t = args_.alibi_slopes;
             slope = t.as<float>()[t.rank == 2 ? b * t.stride[0] + h * t.stride[1] : h * t.stride[0]];
         }
+        const float slope_factor = detail::base_two_factor(slope);
         const int32_t position = static_cast<int32_t>(i + seq.diagonal - j0);
         for (int64_t c = 0; c < count; c += kLanes) {
-            Vec s = load(row + c) * args_.scale;
+            const Vec x = load(row + c);
+            detail::TwoUnits s{x * args_.scale, x * factor_};
             if (args_.softcap > 0.0f) {
-                const Vec capped = tanh(s / args_.softcap);
+                const Vec capped = tanh(s.natural / args_.softcap);
                 if (slopes) store(slopes + c, 1.0f - capped * capped);
-                s = args_.softcap * capped;
+                s = {args_.softcap * capped, softcap_factor_ * capped};
             }
             if (args_.alibi_slopes.present()) {
-                const Ints distance = lane_numbers(static_cast<int32_t>(c)) - position;
-                s -= slope * abs(__builtin_convertvector(distance, Vec));
+                const Vec distance = abs(__builtin_convertvector(lane_numbers(static_cast<int32_t>(c)) - position, Vec));
+                s.natural -= slope * distance;
+                s.base_two -= slope_factor * distance;
             }
-            if (mask) s = detail::masked(s, detail::mask_vector(mask, stride, c, smaller(kLanes, count - c)));
-            store(row + c, kNatural ? s : detail::to_base_two(s));
+            if (mask) s.mask(detail::mask_vector(mask, stride, c, smaller(kLanes, count - c)));
+            store(row + c, kNatural ? s.natural : s.joined());
         }
     }
 
     const AttentionScore& args_;
     Dropout dropout_;
     bool plain_;
-    float factor_;
+    float factor_, softcap_factor_;
 };
 
 }  // namespace fastattn::FASTATTN_ISA

@@ -61,7 +61,7 @@ typedef float UnalignedVec __attribute__((vector_size(4 * FASTATTN_LANES), align
 typedef uint16_t UnalignedHalfBits __attribute__((vector_size(2 * FASTATTN_LANES), aligned(2), may_alias));
 
 constexpr float kInfinity = __builtin_inff();
-constexpr float kLowest = -__FLT_MAX__;
+constexpr float kLargest = __FLT_MAX__, kLowest = -kLargest;
 
 // ---- Lanes ----------------------------------------------------------------------------------------------------------
 
