@@ -26,6 +26,9 @@ void set_packed(AttentionScore& args, const Tensor& query, const Tensor& key, co
 // `cu_seqlens` as (batch + 1,) running sums from 0 to total, of sequences no longer than `most`. Returns the longest.
 int64_t check_cu_seqlens(const Tensor& cu_seqlens, const char* name, int64_t batch, int64_t total, int64_t most);
 
+// `cache_seqlens` as (batch,) lengths that leave room for `added` keys in a cache. Returns the longest, those with it.
+int64_t check_cache_seqlens(const Tensor& cache_seqlens, int64_t batch, int64_t added, int64_t capacity);
+
 // That key and value have query's floating dtype.
 void check_dtypes(const Tensor& query, const Tensor& key, const Tensor& value);
 

@@ -4,6 +4,24 @@
 #include "bindings_attention.h"
 
 namespace fastattn {
+
+int64_t check_cache_seqlens(const Tensor& cache_seqlens, int64_t batch, int64_t added, int64_t capacity) {
+    check_dtype(cache_seqlens, "cache_seqlens", {DType::kInt32});
+    check_shape(cache_seqlens, "cache_seqlens", {batch});
+    check_contiguous(cache_seqlens, "cache_seqlens");
+    int64_t longest = 0;
+    for (int64_t b = 0; b < batch; ++b) {
+        const int64_t length = cache_seqlens.as<int32_t>()[b], total = length + added;
+        if (length < 0 || total > capacity) {
+            value_error("cache_seqlens[" + std::to_string(b) + "] is " + std::to_string(length) + "; with " +
+                        std::to_string(added) + " new keys it must lie between 0 and the cache's capacity, " +
+                        std::to_string(capacity));
+        }
+        longest = std::max(longest, total);
+    }
+    return longest;
+}
+
 namespace {
 
 void attention_forward(Tensor query, Tensor key, Tensor value, Tensor attn_mask, Tensor alibi_slopes, Tensor seed,
@@ -56,18 +74,7 @@ void set_cached(AttentionForward& args, const Tensor& query, const Tensor& k_cac
         check_writable(k_cache, "k_cache");
         check_writable(v_cache, "v_cache");
     }
-    check_dtype(cache_seqlens, "cache_seqlens", {DType::kInt32});
-    check_shape(cache_seqlens, "cache_seqlens", {args.batch});
-    check_contiguous(cache_seqlens, "cache_seqlens");
-    for (int64_t b = 0; b < args.batch; ++b) {
-        const int64_t length = cache_seqlens.as<int32_t>()[b], total = length + args.new_keys;
-        if (length < 0 || total > capacity) {
-            value_error("cache_seqlens[" + std::to_string(b) + "] is " + std::to_string(length) + "; with " +
-                        std::to_string(args.new_keys) + " new keys it must lie between 0 and the cache's capacity, " +
-                        std::to_string(capacity));
-        }
-        args.max_k = std::max(args.max_k, total);
-    }
+    args.max_k = check_cache_seqlens(cache_seqlens, args.batch, args.new_keys, capacity);
     check_heads_and_bias(args, query.dtype);
 }
 

@@ -1,14 +1,8 @@
 // encoder_layer_forward, encoder_layer_fits.
 #include "bindings_attention.h"
-#include "bindings_linear.h"
+#include "bindings_layer.h"
 
 namespace fastattn {
-namespace {
-
-struct Weights {
-    Tensor w_query, b_query, w_key, b_key, w_value, b_value, w_out, b_out, norm1_weight, norm1_bias;
-    Tensor w1, b1, w2, b2, norm2_weight, norm2_bias;
-};
 
 Tensor checked_weight(const Tensor& tensor, const char* name, const Tensor& x, int64_t rows, int64_t columns) {
     check_dtype(tensor, name, {x.dtype});
@@ -21,7 +15,6 @@ Tensor checked_bias(const Tensor& tensor, const char* name, const Tensor& x, int
     return tensor;
 }
 
-// A norm's, which may be float32 beside another dtype.
 Tensor checked_vector(const Tensor& tensor, const char* name, const Tensor& x, int64_t size) {
     if (!tensor.present()) return tensor;
     check_dtype(tensor, name, {x.dtype, DType::kFloat32});
@@ -30,7 +23,6 @@ Tensor checked_vector(const Tensor& tensor, const char* name, const Tensor& x, i
     return tensor;
 }
 
-// A contiguous (batch, seq, width) tensor as a matrix, with strides that hold for a single row and for none.
 Tensor as_rows(const Tensor& tensor, const char* name) {
     check_rank(tensor, name, 3);
     check_contiguous(tensor, name);
@@ -40,6 +32,13 @@ Tensor as_rows(const Tensor& tensor, const char* name) {
     rows.stride[0] = tensor.size[2], rows.stride[1] = 1;
     return rows;
 }
+
+namespace {
+
+struct Weights {
+    Tensor w_query, b_query, w_key, b_key, w_value, b_value, w_out, b_out, norm1_weight, norm1_bias;
+    Tensor w1, b1, w2, b2, norm2_weight, norm2_bias;
+};
 
 // All but out, the activation and the numbers.
 void set_layer(EncoderLayer& args, const Tensor& x, const Weights& given, const Tensor& cu_seqlens, int64_t heads,

@@ -1,5 +1,5 @@
 // rotary_embedding, which turns forward and, for the backward, the other way.
-#include "bindings.h"
+#include "bindings_rotary_embedding.h"
 
 namespace fastattn {
 namespace {
@@ -18,9 +18,8 @@ void check_turned(const Tensor& out, const char* name, const Tensor& x) {
 }
 
 // (seq, rotary_dim) or (batch or 1, 1, seq, rotary_dim) as (batch, seq, rotary_dim).
-Tensor read_angles(const Tensor& angles, const char* name, const Tensor& q) {
+Tensor read_angle(const Tensor& angles, const char* name, int64_t batch, int64_t seq) {
     check_floating(angles, name);
-    const int64_t seq = q.size[2];
     Tensor result = angles;
     result.rank = 3;
     if (angles.rank == 2) {
@@ -30,12 +29,12 @@ Tensor read_angles(const Tensor& angles, const char* name, const Tensor& q) {
         result.size[2] = angles.size[1], result.stride[2] = angles.stride[1];
     } else {
         check_shape(angles, name, {-1, 1, seq, -1});
-        check(angles.size[0] == 1 || angles.size[0] == q.size[0], "cos and sin must have q's batch, or 1");
+        check(angles.size[0] == 1 || angles.size[0] == batch, "cos and sin must have q's batch, or 1");
         result.stride[0] = angles.size[0] == 1 ? 0 : angles.stride[0];
         result.size[1] = angles.size[2], result.stride[1] = angles.stride[2];
         result.size[2] = angles.size[3], result.stride[2] = angles.stride[3];
     }
-    result.size[0] = q.size[0];
+    result.size[0] = batch;
     check(result.unit_last_stride(), "cos and sin must lie along their last dimension in memory");
     return result;
 }
@@ -48,12 +47,8 @@ void rotary_embedding(Tensor q, Tensor k, Tensor cos, Tensor sin, Tensor out_q, 
     check_heads(k, "k", q.dtype, q);
     check_turned(out_q, "out_q", q);
     check_turned(out_k, "out_k", k);
-    RotaryEmbedding args{q,           k,      read_angles(cos, "cos", q), read_angles(sin, "sin", q), out_q, out_k,
-                         interleaved, inverse};
-    const int64_t rotary_dim = args.cos.size[2];
-    check(args.sin.size[2] == rotary_dim, "cos and sin must have the same rotary_dim");
-    check(rotary_dim % 2 == 0 && rotary_dim <= q.size[3], "rotary_dim must be even and at most head_dim");
-    run(&Kernels::rotary_embedding, args);
+    read_angles(cos, sin, q.size[0], q.size[2], q.size[3]);
+    run(&Kernels::rotary_embedding, RotaryEmbedding{q, k, cos, sin, out_q, out_k, interleaved, inverse});
 }
 
 Binding rotary_embedding_binding([](py::module_& m) {
@@ -63,4 +58,13 @@ Binding rotary_embedding_binding([](py::module_& m) {
 });
 
 }  // namespace
+
+void read_angles(Tensor& cos, Tensor& sin, int64_t batch, int64_t seq, int64_t head_dim) {
+    check(cos.rank == sin.rank, "cos and sin must have the same shape");
+    for (int i = 0; i < cos.rank; ++i) check(cos.size[i] == sin.size[i], "cos and sin must have the same shape");
+    cos = read_angle(cos, "cos", batch, seq), sin = read_angle(sin, "sin", batch, seq);
+    const int64_t rotary_dim = cos.size[2];
+    check(rotary_dim % 2 == 0 && rotary_dim <= head_dim, "rotary_dim must be even and at most head_dim");
+}
+
 }  // namespace fastattn

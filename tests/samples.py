@@ -159,6 +159,14 @@ def _layer(t: Draw) -> tuple:
     return (*attention, t(4), t(4), t(5, 4), t(5), t(4, 5), t(4), t(4), None)
 
 
+def _decoder(t: Draw, gated: bool) -> tuple:
+    """(positional, by keyword): four heads of 2 over two of keys, on a width of 4, 5 hidden; caches of four tokens."""
+    norm = (t(4), None if gated else t(4))
+    weights = (t(16, 4), t(16), t(4, 8), None, *norm, t(5, 4), t(5), t(4, 5), t(4), *norm)
+    options = {"w_gate": t(5, 4), "cos": t(2, 3, 2), "sin": t(2, 3, 2), "norm": "rms"} if gated else {}
+    return (t(2, 3, 4), t(2, 2, 4, 2), t(2, 2, 4, 2), *weights), {"cache_seqlens": t.ints(1, 0), **options}
+
+
 def _rotary(t: Draw) -> tuple:
     return t(2, 2, 3, 6), t(2, 1, 3, 6)
 
@@ -285,6 +293,8 @@ SAMPLES = [
         ),
         inference=True,
     ),
+    Sample("decoder_layer", "gpt", lambda t: _decoder(t, False), inference=True),
+    Sample("decoder_layer", "llama", lambda t: _decoder(t, True), inference=True),
     Sample("info_nce", "plain", lambda t: call(t(3, 4), t(3, 4))),
     Sample("info_nce", "every-option", lambda t: call(t(3, 4), t(3, 4), t(2, 4), 0.7, True)),
     Sample(

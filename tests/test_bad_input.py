@@ -98,6 +98,9 @@ ACCEPTED: dict[str, str] = {
 for _optional in ("b_query", "b_key", "b_value", "b_out", "b1", "b2", "norm1_weight", "norm1_bias", "norm2_weight"):
     ACCEPTED[f"encoder_layer {_optional}"] = "none"
 ACCEPTED["encoder_layer norm2_bias"] = "none"
+for _optional in ("b_qkv", "b_out", "b1", "b2", "w_gate", "norm1_weight", "norm1_bias", "norm2_weight", "norm2_bias"):
+    ACCEPTED[f"decoder_layer {_optional}"] = "none"
+ACCEPTED["decoder_layer cos"] = ACCEPTED["decoder_layer sin"] = "float64, float16"
 for _mask in ("src_mask", "tgt_mask", "src_key_padding_mask", "tgt_key_padding_mask", "memory_key_padding_mask"):
     ACCEPTED[f"Transformer {_mask}"] = "none, float64, float16"
 ACCEPTED["Transformer memory_mask"] = "none, bool, float64, float16"

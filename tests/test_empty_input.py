@@ -37,12 +37,14 @@ SIZES = {
     "linear_cross_entropy": {"rows": 3, "inner": 4, "vocabulary": 6},
     "info_nce": {"n": 4, "m": 3, "dim": 6},
     "encoder_layer": {"batch": 2, "seq": 3, "width": 4, "inner": 6, "hidden": 5},
+    "decoder_layer": {"batch": 2, "new": 2, "width": 4, "kv_heads": 2, "head_dim": 3, "hidden": 5, "capacity": 4},
 }
-INFERENCE = ("attention_with_kvcache", "attention_summary", "encoder_layer")
+INFERENCE = ("attention_with_kvcache", "attention_summary", "encoder_layer", "decoder_layer")
 EMPTY_IS_AN_ERROR = {("attention", "kv_heads"), ("attention", "head_dim")}
 EMPTY_IS_AN_ERROR |= {("attention_varlen", "kv_heads"), ("attention_varlen", "head_dim")}
 EMPTY_IS_AN_ERROR |= {("attention_summary", "kv_heads"), ("attention_summary", "head_dim")}
 EMPTY_IS_AN_ERROR |= {("encoder_layer", "inner")}
+EMPTY_IS_AN_ERROR |= {("decoder_layer", "kv_heads"), ("decoder_layer", "head_dim"), ("decoder_layer", "capacity")}
 EMPTY_IS_AN_ERROR |= {("attention_with_kvcache", "kv_heads"), ("attention_with_kvcache", "head_dim")}
 
 
@@ -92,6 +94,14 @@ def sized(op: str, n: dict[str, int]) -> tuple[dict[str, Any], tuple[int, ...]]:
         args |= {"w1": x("hidden", "width"), "b1": x("hidden"), "w2": x("width", "hidden"), "b2": x("width")}
         absent = ("b_query", "b_key", "b_value", "b_out", "norm1_weight", "norm1_bias", "norm2_weight", "norm2_bias")
         return {**args, **dict.fromkeys(absent)}, (n["batch"], n["seq"], n["width"])
+    if op == "decoder_layer":
+        inner = n["kv_heads"] * n["head_dim"]
+        args = {"x": x("batch", "new", "width"), "w_qkv": T(4 * inner, n["width"]), "w_out": T(n["width"], 2 * inner)}
+        args |= {name: x("batch", "kv_heads", "capacity", "head_dim") for name in ("k_cache", "v_cache")}
+        args |= {"w1": x("hidden", "width"), "w_gate": x("hidden", "width"), "w2": x("width", "hidden")}
+        args["cache_seqlens"] = torch.zeros(n["batch"], dtype=torch.int32)
+        absent = ("b_qkv", "b_out", "b1", "b2", "norm1_weight", "norm1_bias", "norm2_weight", "norm2_bias")
+        return {**args, **dict.fromkeys(absent)}, (n["batch"], n["new"], n["width"])
     if op in ("layer_norm", "rms_norm"):
         return {"x": x("rows", "dim"), "weight": x("dim"), "residual": x("rows", "dim")}, (n["rows"], n["dim"])
     if op == "linear":

@@ -10,16 +10,9 @@
 // epilogues of the products before them, unrounded.
 //
 // Work: 2 rows (4 width^2 + 2 width hidden) flops and attention's. Must move x, out and the weights once.
-#include "integers.h"
-#include "kernels.h"
-#include "parallel.h"
+#include "layer.h"
 
 namespace fastattn::FASTATTN_ISA {
-
-void linear_forward(const LinearForward& args);
-void norm_forward(const NormForward& args);
-void attention_forward(const AttentionForward& args);
-
 namespace {
 
 constexpr int64_t kChunkRows = 1024;
@@ -41,7 +34,7 @@ class Layer {
           hidden_(args.w1.size[0]),
           rows_at_once_(find_rows_at_once()),
           // normed or attended + hidden states; queries, keys, values, attention's output; hidden; h
-          space_(rows_at_once_ * (2 * width_ + 4 * inner_ + hidden_) * element_size(args.x.dtype) + 6 * 64),
+          space_(ScratchMatrices::size(args.x.dtype, rows_at_once_, 2 * width_ + 4 * inner_ + hidden_, 7)),
           statistics_(rows_at_once_ * (2 + args.heads)) {}
 
     void run() const {
@@ -69,60 +62,34 @@ class Layer {
     void run_sequences(int64_t b, int64_t count) const {
         const int64_t rows = rows_of(b, count);
         if (rows == 0) return;
-        char* memory = space_.get();
-        auto scratch = [&](int64_t columns) {
-            Tensor matrix;
-            matrix.data = memory;
-            matrix.dtype = args_.x.dtype, matrix.rank = 2;
-            matrix.size[0] = rows, matrix.size[1] = columns;
-            matrix.stride[0] = columns, matrix.stride[1] = 1;
-            memory += round_up(rows * columns * element_size(matrix.dtype), 64);
-            return matrix;
-        };
+        ScratchMatrices scratch(space_.get(), args_.x.dtype, rows);
         const Tensor x = rows_from(args_.x, begin_of(b), rows), out = rows_from(args_.out, begin_of(b), rows);
-        const Tensor query = scratch(inner_), key = scratch(inner_), value = scratch(inner_);
-        const Tensor attended = scratch(inner_), hidden = scratch(hidden_), one = scratch(width_),
-                     two = scratch(width_);
+        const Tensor query = scratch.take(inner_), key = scratch.take(inner_), value = scratch.take(inner_);
+        const Tensor attended = scratch.take(inner_), hidden = scratch.take(hidden_);
+        const Tensor one = scratch.take(width_), two = scratch.take(width_);
 
         if (args_.norm_first) norm(x, args_.norm1_weight, args_.norm1_bias, args_.eps1, one);
         const Tensor& read = args_.norm_first ? one : x;
-        linear(read, args_.w_query, args_.b_query, Activation::kNone, {}, query);
-        linear(read, args_.w_key, args_.b_key, Activation::kNone, {}, key);
-        linear(read, args_.w_value, args_.b_value, Activation::kNone, {}, value);
+        layer_linear(read, args_.w_query, args_.b_query, Activation::kNone, {}, query);
+        layer_linear(read, args_.w_key, args_.b_key, Activation::kNone, {}, key);
+        layer_linear(read, args_.w_value, args_.b_value, Activation::kNone, {}, value);
         attend(b, count, query, key, value, attended);
         if (args_.norm_first) {
-            linear(attended, args_.w_out, args_.b_out, Activation::kNone, x, two);
+            layer_linear(attended, args_.w_out, args_.b_out, Activation::kNone, x, two);
             norm(two, args_.norm2_weight, args_.norm2_bias, args_.eps2, one);
-            linear(one, args_.w1, args_.b1, args_.activation, {}, hidden);
-            linear(hidden, args_.w2, args_.b2, Activation::kNone, two, out);
+            layer_linear(one, args_.w1, args_.b1, args_.activation, {}, hidden);
+            layer_linear(hidden, args_.w2, args_.b2, Activation::kNone, two, out);
         } else {
-            linear(attended, args_.w_out, args_.b_out, Activation::kNone, x, one);
+            layer_linear(attended, args_.w_out, args_.b_out, Activation::kNone, x, one);
             norm(one, args_.norm1_weight, args_.norm1_bias, args_.eps1, two);
-            linear(two, args_.w1, args_.b1, args_.activation, {}, hidden);
-            linear(hidden, args_.w2, args_.b2, Activation::kNone, two, one);
+            layer_linear(two, args_.w1, args_.b1, args_.activation, {}, hidden);
+            layer_linear(hidden, args_.w2, args_.b2, Activation::kNone, two, one);
             norm(one, args_.norm2_weight, args_.norm2_bias, args_.eps2, out);
         }
     }
 
-    static void linear(const Tensor& x, const Tensor& weight, const Tensor& bias, Activation activation,
-                       const Tensor& residual, const Tensor& out) {
-        linear_forward({activation, x, weight, bias, residual, out, {}});
-    }
-
     void norm(const Tensor& x, const Tensor& weight, const Tensor& bias, float eps, const Tensor& out) const {
-        NormForward args = {};
-        args.norm = Norm::kLayer, args.rows = x.size[0], args.dim = width_;
-        args.x = x, args.weight = weight, args.bias = bias, args.out = out, args.eps = eps;
-        args.mean = statistic(0), args.rstd = statistic(rows_at_once_);
-        norm_forward(args);
-    }
-
-    Tensor statistic(int64_t offset) const {
-        Tensor vector;
-        vector.data = statistics_.get() + offset;
-        vector.dtype = DType::kFloat32, vector.rank = 1;
-        vector.size[0] = rows_at_once_, vector.stride[0] = 1;
-        return vector;
+        layer_norm(Norm::kLayer, x, weight, bias, eps, statistics_.get(), out);
     }
 
     void attend(int64_t b, int64_t count, const Tensor& query, const Tensor& key, const Tensor& value,
@@ -143,7 +110,7 @@ class Layer {
         args.scale = args_.scale;
         args.query = heads_apart(query), args.key = heads_apart(key), args.value = heads_apart(value);
         args.out = heads_apart(attended);
-        Tensor lse = statistic(2 * rows_at_once_);
+        Tensor lse = float_vector(statistics_.get() + 2 * rows_at_once_, args_.heads * rows);
         lse.rank = 3;
         lse.size[0] = count, lse.size[1] = args_.heads, lse.size[2] = length;
         lse.stride[0] = packed ? 0 : args_.heads * length, lse.stride[1] = length, lse.stride[2] = 1;

@@ -2,7 +2,7 @@
 //
 //     pre    = x . w1^T + b1                                    pre_gate = x . w_gate^T            (gated)
 //     hidden = dropout(activation(pre))                         dropout(activation(pre_gate) * pre)
-//     out    = hidden . w2^T + b2
+//     out    = hidden . w2^T + b2 + residual
 //
 // Tile: kChunkRows rows at a time, so that their hidden values, in x's dtype, are read by the second product from the
 // cache that the first one wrote them to; within a chunk, blocks of each product (gemm.h). The epilogue of the first
@@ -78,9 +78,12 @@ void forward(const FeedForwardForward& args) {
                         [&](auto tag) { find_hidden<T, tag.value>(args, b1, first, count, hidden.get()); });
         auto finish = [&](int64_t row, int64_t column, int64_t columns, const float* sums) {
             T* out = row_of<T>(args.out, first + row, column);
+            const T* residual = row_of<const T>(args.residual, first + row, column);
             each_vector(0, columns, [&](int64_t i, int, auto lanes) FASTATTN_BODY {
-                const Vec value = load(sums + i);
-                store(out + i, b2 ? value + load(b2 + column + i, lanes) : value, lanes);
+                Vec value = load(sums + i);
+                if (b2) value += load(b2 + column + i, lanes);
+                if (residual) value += load(residual + i, lanes);
+                store(out + i, value, lanes);
             });
         };
         gemm(count, outer, width, Matrix<T>{hidden.get(), width, 1}, matrix_of<T>(args.w2).transposed(), finish);

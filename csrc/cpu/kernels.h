@@ -133,14 +133,16 @@ struct LinearBackward {
 };
 
 // hidden = dropout(activation(pre)), or gated dropout(activation(pre_gate) * pre), with pre = x . w1^T + b1 and
-// pre_gate = x . w_gate^T;  out = hidden . w2^T + b2. x (rows, in), w1 and w_gate (hidden, in), w2 (out, hidden), any
-// strides; pre, pre_gate (rows, hidden) and out (rows, out) with unit stride along their rows; b1 and b2 contiguous.
+// pre_gate = x . w_gate^T;  out = hidden . w2^T + b2 + residual. x (rows, in), w1 and w_gate (hidden, in), w2 (out, hidden),
+// any strides; pre, pre_gate (rows, hidden), out and residual (rows, out) with unit stride along their rows; b1 and b2
+// contiguous.
 struct FeedForwardForward {
     Activation activation;
     Tensor x, w1, b1, w2, b2, w_gate;  // b1, b2 and w_gate may be absent
     Tensor out, pre, pre_gate;         // pre and pre_gate absent where nobody needs them
     double dropout_p;                  // 0: none, seed unused
     uint64_t seed;
+    Tensor residual = {};  // may be absent
 };
 
 // Shapes as above; grad_x with unit stride along its rows, gradients of weights along either dimension. A gradient that
@@ -201,6 +203,27 @@ struct EncoderLayer {
     bool norm_first;
 };
 
+// ---- A whole decoder layer ------------------------------------------------------------------------------------------
+
+// One layer of a decoder on tokens that follow those in a cache (csrc/cpu/decoder_layer.cpp). x and out are contiguous
+// (batch * seq, width) matrices; k_cache and v_cache (batch, kv_heads, capacity, head_dim), of any strides, hold
+// cache_seqlens[b] tokens, and seq more are written. w_qkv is ((heads + 2 kv_heads) head_dim, width); all else as in an
+// encoder's layer, cos and sin as in RotaryEmbedding.
+struct DecoderLayer {
+    int64_t batch, seq, heads;
+    int64_t longest;  // tokens of a sequence, the new ones with them
+    Tensor x, out;
+    Tensor k_cache, v_cache, cache_seqlens;  // contiguous int32 (batch,)
+    Tensor cos, sin;                         // both absent: no rotary embedding
+    Tensor w_qkv, b_qkv, w_out, b_out;       // biases may be absent, here and below
+    Tensor norm1_weight, norm1_bias;
+    Tensor w1, b1, w2, b2, w_gate;  // w_gate may be absent
+    Tensor norm2_weight, norm2_bias;
+    Activation activation;
+    Norm norm;
+    float scale, eps1, eps2;
+};
+
 struct RotaryEmbedding {
     Tensor q, k;          // (batch, heads or kv_heads, seq, dim), unit stride along dim
     Tensor cos, sin;      // (batch, seq, rotary_dim), any floating dtype, unit stride along rotary_dim
@@ -238,7 +261,8 @@ struct RotaryEmbedding {
     /* positions */                                           \
     X(rotary_embedding, RotaryEmbedding)                      \
     /* a whole layer */                                       \
-    X(encoder_layer, EncoderLayer)
+    X(encoder_layer, EncoderLayer)                            \
+    X(decoder_layer, DecoderLayer)
 
 // clang-format on
 

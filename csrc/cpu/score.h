@@ -62,10 +62,12 @@ struct TwoUnits {
     static constexpr float kOffset = 0x1.ep126f;
 };
 
-// A term's factor in units of log 2; finite, since infinity times zero would be no number.
+// A term's factor in units of log 2; finite where it is, since infinity times zero would be no number.
 FASTATTN_INLINE float base_two_factor(float natural) {
     const double factor = double{natural} * 1.4426950408889634;
-    return static_cast<float>(factor < -kLargest ? -kLargest : factor > kLargest ? kLargest : factor);
+    if (factor > kLargest && natural <= kLargest) return kLargest;
+    if (factor < kLowest && natural >= kLowest) return kLowest;
+    return static_cast<float>(factor);
 }
 
 }  // namespace detail
@@ -173,7 +175,8 @@ class Score {
                 s = {args_.softcap * capped, softcap_factor_ * capped};
             }
             if (args_.alibi_slopes.present()) {
-                const Vec distance = abs(__builtin_convertvector(lane_numbers(static_cast<int32_t>(c)) - position, Vec));
+                const Vec distance =
+                    abs(__builtin_convertvector(lane_numbers(static_cast<int32_t>(c)) - position, Vec));
                 s.natural -= slope * distance;
                 s.base_two -= slope_factor * distance;
             }

@@ -120,7 +120,8 @@ def example(op: str, dtype: torch.dtype, device: str) -> tuple[tuple, dict]:
 
     query, packed, rows, square, vector = ones(1, 2, 8, 64), ones(8, 2, 64), ones(8, 64), ones(64, 64), ones(64)
     ends = integers(0, 8)
-    keywords = {"attention_with_kvcache": {"cache_seqlens": integers(4)}}
+    cached = {"cache_seqlens": integers(4)}
+    keywords = {"attention_with_kvcache": cached, "decoder_layer": cached}
     positional = {
         "attention": (query, query, query),
         "attention_varlen": (packed, packed, packed, ends, ends, 8, 8),
@@ -143,6 +144,18 @@ def example(op: str, dtype: torch.dtype, device: str) -> tuple[tuple, dict]:
             vector,
             vector,
             4,
+        ),
+        "decoder_layer": (
+            ones(1, 1, 64),
+            query,
+            query,
+            ones(384, 64),
+            None,
+            ones(64, 128),
+            *(vector,) * 3,
+            *(square, vector) * 2,
+            vector,
+            vector,
         ),
     }
     return positional[op], keywords.get(op, {})

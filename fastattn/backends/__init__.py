@@ -24,6 +24,7 @@ OPS = (
     "linear_cross_entropy",
     "info_nce",
     "encoder_layer",
+    "decoder_layer",
 )
 
 

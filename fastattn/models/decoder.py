@@ -14,7 +14,7 @@ from fastattn.nn.packed_sequences import PackedSequences
 
 from . import _checks
 from .cache import KeyValueCache
-from .layers import Angles, PreNormLayer, initialise, make_norm
+from .layers import Angles, PreNormLayer, initialise, last_norm, make_norm
 from .pretrained import Pretrained
 from .self_attention import Continued, Packed, Prompts, SelfAttention, Tokens, Whole
 
@@ -261,7 +261,7 @@ class DecoderLM(Pretrained):
         elif self.rotary is not None:
             angles = self.rotary.cos_sin(positions)
         x = self.dropout(x)
-        branch: Any = None
+        branch: Tensor | None = None
         recompute = self.config.checkpoint and self.training and torch.is_grad_enabled()
         for layer in self.layers:
             if recompute:
@@ -269,5 +269,5 @@ class DecoderLM(Pretrained):
             else:
                 branch, x = layer(branch, x, tokens, angles)
         if rows is not None:
-            branch, x = branch.index_select(1, rows), x.index_select(1, rows)
-        return self.norm(branch, x, dropout_p=self.config.dropout if self.training else 0.0)[0]
+            branch, x = (None if y is None else y.index_select(1, rows) for y in (branch, x))
+        return last_norm(self.norm, branch, x, self.config.dropout if self.training else 0.0)

@@ -6,7 +6,8 @@ from torch import Tensor, nn
 
 from fastattn.nn import FeedForward, LayerNorm, RMSNorm
 
-from .self_attention import CrossAttention, Memory, Remembered, SelfAttention, Tokens
+from . import _decoder_layer
+from .self_attention import Continued, CrossAttention, Memory, Remembered, SelfAttention, Tokens
 
 Angles = tuple[Tensor, Tensor] | None
 
@@ -21,7 +22,8 @@ class PreNormLayer(nn.Module):
     x = x + cross(norm_cross(x)) stands between the two.
 
     A layer gives the branch of its feed-forward network without adding it: the next layer's norm1, or the norm at the end
-    of the model, adds and normalises in one pass.
+    of the model, adds and normalises in one pass. On tokens behind a cache it runs as one op where it can (`_decoder_layer`),
+    and leaves no branch.
 
     Source: Xiong et al., 2020.
     """
@@ -46,8 +48,12 @@ class PreNormLayer(nn.Module):
         tokens: Tokens,
         angles: Angles = None,
         memory: Memory | Remembered | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """(branch, x) to (branch, x), each (batch, seq, d_model); the first layer has no branch to add."""
+    ) -> tuple[Tensor | None, Tensor]:
+        """(branch, x) to (branch, x), each (batch, seq, d_model); a branch is None where there is nothing to add."""
+        if isinstance(tokens, Continued):
+            whole = _decoder_layer.run(self, branch, x, tokens, angles)
+            if whole is not None:
+                return None, whole
         p = self.dropout if self.training else 0.0
         if branch is None:
             normed = self.norm1(x, dropout_p=0.0)
@@ -59,6 +65,11 @@ class PreNormLayer(nn.Module):
             branch = self.cross(normed, memory)
         normed, x = self.norm2(branch, x, dropout_p=p)
         return self.feed_forward(normed), x
+
+
+def last_norm(norm: LayerNorm | RMSNorm, branch: Tensor | None, x: Tensor, dropout_p: float) -> Tensor:
+    """The norm at the end of pre-norm layers, of what the last of them gave."""
+    return norm(x, dropout_p=0.0) if branch is None else norm(branch, x, dropout_p=dropout_p)[0]
 
 
 class PostNormLayer(nn.Module):

@@ -23,8 +23,8 @@ ACTIVATION_MODULES: dict[type, Callable[[Any], str | None]] = {
 }
 _ACTIVATION_FUNCTIONS = ((F.relu, "relu"), (torch.relu, "relu"), (F.gelu, "gelu"), (F.silu, "silu"))
 
-# Classes of linear layers, and how to read their weight, as (out, in), and bias.
-LINEAR_MODULES: dict[type, Callable[[Any], tuple[Tensor, Tensor | None]]] = {
+# Classes of linear layers, and how to read their weight, as (out, in), and bias; None where there is more to them.
+LINEAR_MODULES: dict[type, Callable[[Any], tuple[Tensor, Tensor | None] | None]] = {
     nn.Linear: lambda linear: (linear.weight, linear.bias)
 }
 
@@ -91,6 +91,9 @@ class Linear(nn.Linear):
 
     def extra_repr(self) -> str:
         return super().extra_repr() + (f", activation={self.activation!r}" if self.activation else "")
+
+
+LINEAR_MODULES[Linear] = lambda linear: (linear.weight, linear.bias) if linear.activation is None else None
 
 
 class FeedForward(nn.Module):

@@ -5,6 +5,7 @@ from .attention import attention
 from .attention_summary import attention_summary
 from .attention_varlen import attention_varlen
 from .attention_with_kvcache import attention_with_kvcache
+from .decoder_layer import decoder_layer
 from .encoder_layer import encoder_layer
 from .feed_forward import feed_forward
 from .info_nce import info_nce
@@ -20,6 +21,7 @@ __all__ = [
     "attention_summary",
     "attention_varlen",
     "attention_with_kvcache",
+    "decoder_layer",
     "encoder_layer",
     "feed_forward",
     "info_nce",

@@ -124,7 +124,7 @@ def _check_tensors(
                 f"k has shape {tuple(k.shape)} and v {tuple(v.shape)}; expected {(*expected, query.shape[3])} and "
                 f"{(*expected, v_cache.shape[3])}"
             )
-    _check_lengths(query, k_cache, cache_seqlens, block_table, new)
+    check_lengths(query, k_cache, cache_seqlens, block_table, new)
 
 
 def _check_cache(query: Tensor, k_cache: Tensor, v_cache: Tensor, block_table: Tensor | None) -> None:
@@ -161,7 +161,8 @@ def _check_cache(query: Tensor, k_cache: Tensor, v_cache: Tensor, block_table: T
             )
 
 
-def _check_lengths(query: Tensor, k_cache: Tensor, cache_seqlens: Tensor, block_table: Tensor | None, new: int) -> None:
+def check_lengths(query: Tensor, k_cache: Tensor, cache_seqlens: Tensor, block_table: Tensor | None, new: int) -> None:
+    """That cache_seqlens says for each sequence of query (batch, …) how many keys its cache has, and leaves room for new ones."""
     batch = query.shape[0]
     _checks.tensor("cache_seqlens", cache_seqlens)
     if cache_seqlens.dtype != torch.int32 or cache_seqlens.shape != (batch,):
@@ -169,8 +170,8 @@ def _check_lengths(query: Tensor, k_cache: Tensor, cache_seqlens: Tensor, block_
             f"cache_seqlens has dtype {cache_seqlens.dtype} and shape {tuple(cache_seqlens.shape)}; expected int32 "
             f"({batch},), the number of keys in each sequence's cache"
         )
-    if cache_seqlens.device != query.device:
-        raise ValueError(f"cache_seqlens is on {cache_seqlens.device} but query is on {query.device}; move one")
+    if cache_seqlens.device != k_cache.device:
+        raise ValueError(f"cache_seqlens is on {cache_seqlens.device} but k_cache is on {k_cache.device}; move one")
     if not _checks.readable(cache_seqlens) or batch == 0:
         return
     capacity = cache_capacity(k_cache, block_table)

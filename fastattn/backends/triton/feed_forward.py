@@ -282,9 +282,25 @@ def forward(
     out = x.new_empty((*leading, w2.shape[0]))
     pre = x.new_empty((*leading, columns)) if save_pre else None
     pre_gate = x.new_empty((*leading, columns)) if save_pre and w_gate is not None else None
-    tokens = flat(x)
-    rows, depth = tokens.shape
-    hidden = x.new_empty((rows, columns))
+    hidden = hidden_of(flat(x), w1, b1, w_gate, seed, activation, dropout_p, pre, pre_gate)
+    product(hidden, w2.t(), flat(out), bias=b2)
+    return out, tensors.given(pre, x), tensors.given(pre_gate, x)
+
+
+def hidden_of(
+    tokens: Tensor,
+    w1: Tensor,
+    b1: Tensor | None,
+    w_gate: Tensor | None,
+    seed: Tensor | None,
+    activation: str,
+    dropout_p: float,
+    pre: Tensor | None = None,
+    pre_gate: Tensor | None = None,
+) -> Tensor:
+    """dropout(hidden) (rows, columns) of tokens (rows, depth); pre and pre_gate (…, columns) are filled where given."""
+    (rows, depth), columns = tokens.shape, w1.shape[0]
+    hidden = tokens.new_empty((rows, columns))
     if w_gate is None:
         product(
             tokens,
@@ -297,7 +313,7 @@ def forward(
             dropout_p=dropout_p,
         )
     else:
-        config = config_for("gated_matmul", x, rows, columns)
+        config = config_for("gated_matmul", tokens, rows, columns)
         launch(
             gated_matmul,
             (tiles(config, rows, columns),),
@@ -319,10 +335,9 @@ def forward(
             dropout.inverse(dropout_p),
             config=config,
             ACTIVATION=activation,
-            PRECISION=precision(x.dtype),
+            PRECISION=precision(tokens.dtype),
         )
-    product(hidden, w2.t(), flat(out), bias=b2)
-    return out, tensors.given(pre, x), tensors.given(pre_gate, x)
+    return hidden
 
 
 def backward(
