@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastattn import ops
+from fastattn.losses import contrastive_loss
 from fastattn.losses.accumulation import over_items
 
 from . import _checks
@@ -262,13 +263,13 @@ class Embedder(_Head):
         temperature: float | Tensor = 0.05,
         symmetric: bool = False,
     ) -> Tensor:
-        """`fastattn.info_nce` of pairs: each query should be nearest to its own positive, of all in the batch.
+        """`fastattn.losses.contrastive_loss` of pairs: each query should be nearest to its own positive, of all in the batch.
 
         Args:
             query, positive: the arguments of `forward` by name, as tokenizers give them, for equally many sequences.
-            temperature, symmetric: as `fastattn.info_nce`'s.
+            temperature, symmetric: as `fastattn.losses.contrastive_loss`'s.
         """
-        return ops.info_nce(self(**query), self(**positive), temperature=temperature, symmetric=symmetric)
+        return contrastive_loss(self(**query), self(**positive), temperature=temperature, symmetric=symmetric)
 
 
 def pool(hidden: Tensor, attention_mask: Tensor | None, pooling: str) -> Tensor:
