@@ -15,6 +15,11 @@ CLASSES = st.one_of(SIZES, st.sampled_from((600, 1100)))
 NEGATIVES = st.one_of(st.integers(1, 70), st.sampled_from((600, 1100)))
 
 
+def wide(x: Tensor) -> torch.dtype:
+    """The dtype of a loss of x."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
 def targets(rows: tuple[int, ...], classes: int, generator: torch.Generator, ignored: float = 0.2) -> Tensor:
     """Classes, and now and then IGNORED."""
     target = torch.randint(0, classes, rows, generator=generator)

@@ -2,13 +2,29 @@
 
 import torch
 
-from fastattn.models import DecoderLM, DecoderLMConfig, Encoder, EncoderConfig
+from fastattn.models import (
+    DecoderLM,
+    DecoderLMConfig,
+    Encoder,
+    EncoderConfig,
+    SequenceClassifier,
+    SpanAnswerer,
+    TokenTagger,
+)
 
 VOCAB = 61
 SIZES = {"vocab_size": VOCAB, "d_model": 32, "layers": 2, "heads": 4}
 DECODERS = {
     "gpt": DecoderLMConfig(**SIZES, max_positions=48),
     "llama": DecoderLMConfig.llama_like(**SIZES, kv_heads=2, dim_feedforward=48, rope_theta=500.0),
+}
+
+HEADS = {
+    "classes": (SequenceClassifier, {"labels": 5, "pooling": "mean"}, torch.tensor([4, 0, -100, 2])),
+    "classes of a pooler": (SequenceClassifier, {"labels": 5, "pooler": True}, torch.tensor([4, 0, -100, 2])),
+    "several classes": (SequenceClassifier, {"labels": 3}, torch.eye(4)[:, :3]),
+    "tags": (TokenTagger, {"labels": 4}, torch.arange(36).reshape(4, 9) % 4),
+    "spans": (SpanAnswerer, {}, torch.tensor([[2, 6], [0, 3], [0, 0], [1, -100]])),
 }
 
 
@@ -29,6 +45,12 @@ def decoder(name: str, **changes) -> DecoderLM:
 def encoder(**changes) -> Encoder:
     torch.manual_seed(11)
     return shake(Encoder(EncoderConfig(**(SIZES | {"max_positions": 24} | changes)))).eval()
+
+
+def headed(kind: str, **changes) -> tuple[torch.nn.Module, torch.Tensor]:
+    """A head on an encoder, and labels for `padded("right")`."""
+    head, fields, labels = HEADS[kind]
+    return shake(head.from_encoder(encoder(**changes), **fields)).eval(), labels
 
 
 def padded(side: str, lengths: tuple[int, ...] = (9, 4, 1, 7)) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:

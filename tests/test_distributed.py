@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
@@ -18,6 +19,7 @@ import torch
 from model_cases import assert_same, decoder
 from nn_reference import randomise
 from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
 
 import fastattn.nn as fnn
 from fastattn.ops import linear_cross_entropy
@@ -144,7 +146,9 @@ class Case(NamedTuple):
 BFLOAT16 = 8 * torch.finfo(torch.bfloat16).eps
 MODELS = {"encoder": encoder_case, "gpt": lambda: decoder_case("gpt"), "llama": lambda: decoder_case("llama")}
 CASES = {
-    **{f"ddp {name}": Case(make, nn.parallel.DistributedDataParallel) for name, make in MODELS.items()},
+    **{f"ddp {name}": Case(make, DistributedDataParallel) for name, make in MODELS.items()},
+    # Parameters that lead to no tensor found in the output are given up.
+    "ddp-unused gpt": Case(MODELS["gpt"], partial(DistributedDataParallel, find_unused_parameters=True)),
     **{f"fsdp {name}": Case(make, sharded) for name, make in MODELS.items()},
     **{f"fsdp-bfloat16 {name}": Case(make, sharded_bfloat16, BFLOAT16) for name, make in MODELS.items()},
     "tensor-parallel blocks": Case(blocks_case, tensor_parallel, share=part_of_the_sequence),

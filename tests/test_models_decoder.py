@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from model_cases import DECODERS, SIZES, VOCAB, assert_close, assert_same, decoder, gradients, padded
 
 import fastattn
-from fastattn.models import DecoderLM, DecoderLMConfig
+from fastattn.models import DecoderLM, DecoderLMConfig, KeyValueCache
 
 NAMES = pytest.mark.parametrize("name", DECODERS)
 
@@ -115,6 +115,25 @@ def test_a_reordered_cache_continues_the_sequences_it_was_given():
         model.prefill(ids.flatten().repeat(2)[:20], torch.arange(0, 21, 5, dtype=torch.int32), 5, cache)[1:3],
         model(ids).hidden[1:, -1],
     )
+
+
+@pytest.mark.parametrize("filled", [0, 3, 5])
+@pytest.mark.parametrize("made_in_inference_mode", [False, True])
+def test_rows_of_a_cache_can_be_reordered_again_and_again(filled, made_in_inference_mode):
+    """What was made in inference mode, outside of it, too; and no two layers come to share memory."""
+    with torch.inference_mode(made_in_inference_mode):
+        cache = KeyValueCache(3, 4, 2, 5, 8)
+        for x in (*cache.keys, *cache.values):
+            x[:, :, :filled].normal_()
+        cache.advance(torch.arange(4, dtype=torch.int32).clamp(max=filled), filled)
+    for rows in ([2, 0, 2, 1], [3, 2, 1, 0], [0, 1, 1, 3], [3, 1], [0, 1, 1, 0, 1, 0], [5, 5, 2, 0, 1, 4], []):
+        expected = [x[:, :, :filled][rows] for x in (cache.lengths[:, None, None], *cache.keys, *cache.values)]
+        cache.reorder(torch.tensor(rows, dtype=torch.int64))
+        tensors = (*cache.keys, *cache.values)
+        given = [x[:, :, :filled] for x in (cache.lengths[:, None, None], *tensors)]
+        assert all(map(torch.equal, given, expected))
+        assert not any(x[:, :, filled:].any() for x in tensors)
+        assert len({x.data_ptr() for x in tensors}) == (len(tensors) if rows else 1)
 
 
 @NAMES

@@ -8,25 +8,13 @@ import torch
 import torch.nn.functional as F
 import transformers
 import transformers_cases
-from model_cases import SIZES, VOCAB, assert_close, assert_same, encoder, gradients, padded, shake
+from model_cases import HEADS, SIZES, VOCAB, assert_close, assert_same, encoder, gradients, headed, padded, shake
 
 import fastattn
 from fastattn.models import Embedder, Encoder, EncoderConfig, SequenceClassifier, SpanAnswerer, TokenTagger
 from fastattn.models.heads import POOLINGS, pool
 
-HEADS = {
-    "classes": (SequenceClassifier, {"labels": 5, "pooling": "mean"}, torch.tensor([4, 0, -100, 2])),
-    "classes of a pooler": (SequenceClassifier, {"labels": 5, "pooler": True}, torch.tensor([4, 0, -100, 2])),
-    "several classes": (SequenceClassifier, {"labels": 3}, torch.eye(4)[:, :3]),
-    "tags": (TokenTagger, {"labels": 4}, torch.arange(36).reshape(4, 9) % 4),
-    "spans": (SpanAnswerer, {}, torch.tensor([[2, 6], [0, 3], [0, 0], [1, -100]])),
-}
 KINDS = pytest.mark.parametrize("kind", HEADS)
-
-
-def headed(kind, **changes):
-    head, fields, labels = HEADS[kind]
-    return shake(head.from_encoder(encoder(**changes), **fields)).eval(), labels
 
 
 @pytest.mark.parametrize("side", ["right", "left", "scattered"])
@@ -184,6 +172,24 @@ def test_losses_and_gradients_are_those_of_plain_torch_in_float64(kind):
         expected_gradients = gradients(exact, expected)
     assert_close(loss.double(), expected)
     assert_same(gradients(model, loss), expected_gradients, 1e-4)
+
+
+@KINDS
+def test_gradients_accumulated_over_parts_are_those_of_the_whole_batch(kind):
+    """Of parts with different numbers of labels."""
+    model, labels = headed(kind)
+    ids, mask, _ = padded("right")
+    labels = labels.masked_fill(~mask.bool(), -100) if kind == "tags" else labels
+    count = labels.ne(-100).sum()
+
+    def loss(part: slice) -> torch.Tensor:
+        return model(ids[part], mask[part], labels=labels[part], num_items_in_batch=count).loss
+
+    whole = loss(slice(None))
+    if kind != "spans":  # which has more first tokens than last ones
+        assert_close(whole, model(ids, mask, labels=labels).loss)
+    parts = loss(slice(0, 1)) + loss(slice(1, 4))
+    assert_same(gradients(model, parts), gradients(model, whole), 1e-4)
 
 
 def test_losses_are_those_of_the_scores():

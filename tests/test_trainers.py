@@ -1,15 +1,19 @@
-"""Hugging Face's Trainer and Accelerate train an accelerated model as they train the model it was."""
+"""Hugging Face's Trainer and Accelerate train an accelerated model as they train the model it was, and Trainer trains,
+evaluates and predicts with the models of fastattn.models."""
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import transformers
-from torch import nn
+from model_cases import DECODERS, HEADS, SIZES, assert_same, decoder, headed, padded, shake
+from torch import Tensor, nn
 from transformers_cases import BERT, GPT2, VOCAB, assert_near
 
 import fastattn
+from fastattn.models import EncoderDecoder, EncoderDecoderConfig
 
 accelerate = pytest.importorskip("accelerate")
 
@@ -89,3 +93,104 @@ def test_the_losses_are_those_of_the_model_it_was(name, train, tmp_path):
     assert len(losses) == STEPS
     assert_near(losses, expected, "losses", 1e-4)
     assert len(set(expected.tolist())) == STEPS
+
+
+def ours(name: str) -> tuple[nn.Module, dict[str, Tensor]]:
+    """A model of fastattn.models and a batch, in which sequences have different numbers of labels."""
+    ids, mask, _ = padded("right")
+    batch = {"input_ids": ids, "attention_mask": mask}
+    if name in HEADS:
+        model, labels = headed(name)
+        if name == "tags":
+            labels = labels.masked_fill(~mask.bool(), -100)
+        if name == "spans":  # the same number of first and last tokens, so that the mean of their means is that of all
+            labels = labels.clamp(min=0)
+        return model, batch | {"labels": labels}
+    if name != "t5":
+        return decoder(name), batch | {"labels": ids.masked_fill(~mask.bool(), -100)}
+    torch.manual_seed(3)
+    model = shake(EncoderDecoder(EncoderDecoderConfig(**SIZES, decoder_layers=1))).eval()
+    return model, batch | {"labels": ids[:, :5].masked_fill(~mask[:, :5].bool(), -100)}
+
+
+OURS = pytest.mark.parametrize("name", [*DECODERS, "t5", *HEADS])
+
+
+def trainer_of(model: nn.Module, batch: dict[str, Tensor], folder: Path, **changes: Any) -> transformers.Trainer:
+    """Of which the batch is all the data there is, so that its order plays no part."""
+    settings = {"report_to": [], "disable_tqdm": True, "use_cpu": True, "save_strategy": "no"} | changes
+    metrics = {"preprocess_logits_for_metrics": settings.pop("preprocess_logits_for_metrics", None)}
+    rows = [{key: x[row] for key, x in batch.items()} for row in range(BATCH)]
+    settings = transformers.TrainingArguments(output_dir=str(folder), **settings)
+    return transformers.Trainer(model=model, args=settings, train_dataset=rows, eval_dataset=rows, **metrics)
+
+
+@OURS
+def test_trainers_accumulated_parts_are_steps_on_the_whole_batch(name, tmp_path):
+    model, batch = ours(name)
+    plain, start = copy.deepcopy(model), copy.deepcopy(model.state_dict())
+    trainer = trainer_of(
+        model,
+        batch,
+        tmp_path,
+        max_steps=STEPS,
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=BATCH,
+        optim="sgd",
+        learning_rate=0.1,
+        lr_scheduler_type="constant",
+        logging_steps=1,
+    )
+    trainer.train()
+    optimizer = torch.optim.SGD(plain.train().parameters(), lr=0.1)
+    expected = []
+    for _ in range(STEPS):
+        optimizer.zero_grad()
+        loss = plain(**batch).loss
+        loss.backward()
+        nn.utils.clip_grad_norm_(plain.parameters(), 1.0)
+        optimizer.step()
+        expected.append(loss.item())
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert_near(torch.tensor(losses), torch.tensor(expected), "losses", 1e-4)
+    moved, expected_move = (
+        {key: x.detach() - start[key] for key, x in trained.named_parameters()} for trained in (model, plain)
+    )
+    assert_same(moved, expected_move, 1e-3)  # a step is the difference of two parameters, and these are rounded
+
+
+@OURS
+@pytest.mark.parametrize("bf16", [False, True])
+def test_trainer_evaluates_and_predicts_what_the_model_gives(name, bf16, tmp_path):
+    """In bfloat16 Accelerate makes the output anew, in float32."""
+    model, batch = ours(name)
+    trainer = trainer_of(model, batch, tmp_path, bf16=bf16, per_device_eval_batch_size=BATCH)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        expected = dict(model(**batch))
+    loss = expected.pop("loss").item()
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(loss, rel=1e-5)
+    found = trainer.predict(trainer.eval_dataset)
+    assert found.metrics["test_loss"] == pytest.approx(loss, rel=1e-5)
+    predictions = found.predictions if isinstance(found.predictions, tuple) else (found.predictions,)
+    for given, tensor in zip(predictions, expected.values(), strict=True):
+        torch.testing.assert_close(torch.from_numpy(given), tensor.float())
+    assert (found.label_ids == batch["labels"].numpy()).all()
+
+
+def test_trainer_collects_of_a_language_model_only_what_is_asked_for(tmp_path):
+    model, batch = ours("gpt")
+    only_loss = trainer_of(model, batch, tmp_path, prediction_loss_only=True)
+    assert only_loss.predict(only_loss.eval_dataset).predictions is None
+    trainer = trainer_of(
+        model,
+        batch,
+        tmp_path,
+        preprocess_logits_for_metrics=lambda hidden, labels: model.logits(hidden).argmax(-1),
+    )
+    labels = batch.pop("labels")
+    expected = model.logits(model(**batch).hidden).argmax(-1)
+    found = trainer.predict(trainer.eval_dataset)
+    assert (found.predictions == expected.numpy()).all()
+    assert (found.label_ids == labels.numpy()).all()
+    unlabelled = trainer.predict([{k: x for k, x in row.items() if k != "labels"} for row in trainer.eval_dataset])
+    assert (unlabelled.predictions == expected.numpy()).all()

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from fastattn import ops
 from fastattn.ops import _checks
 
+from .accumulation import over_items
+
 LOGITS_AT_A_TIME = 2**23  # of `token_statistics`
 
 
@@ -350,25 +352,8 @@ def _normalised(
         raise ValueError(
             f"num_items_in_batch is given and reduction is {reduction!r}; expected 'mean', the only one that divides"
         )
-    count = _count("num_items_in_batch", num_items_in_batch)
     total = ops.linear_cross_entropy(rows, weight, target, bias, reduction="sum", **settings)
-    return total / (count.to(total.device, total.dtype) if isinstance(count, Tensor) else count)
-
-
-def _count(name: str, x: float | Tensor) -> float | Tensor:
-    """A positive number, or a tensor that holds one, without a dimension."""
-    if not isinstance(x, Tensor):
-        value: float = _checks.number(name, x)
-    else:
-        _checks.tensor(name, x)
-        if x.numel() != 1 or x.dtype == torch.bool or x.is_complex():
-            raise ValueError(f"{name} has shape {tuple(x.shape)} and dtype {x.dtype}; expected one number")
-        if not _checks.readable(x):
-            return x.detach().reshape(())
-        value = _checks.number(name, x.item())
-    if value <= 0:
-        raise ValueError(f"{name} is {value}; expected a positive number: how many labels count in the whole batch")
-    return value
+    return over_items(total, num_items_in_batch)
 
 
 def _targets(labels: Tensor, shift: bool, cu_seqlens: Tensor | None, ignore_index: int) -> Tensor:

@@ -99,6 +99,8 @@ class KeyValueCache:
     def reorder(self, rows: Tensor) -> None:
         """Makes sequence i what sequence rows[i] was, as beam search needs. The number of sequences may change.
 
+        Tensors that were taken from keys and values before hold anything afterwards: their memory is used again.
+
         Args:
             rows: (new batch,), integers from 0 to batch - 1.
 
@@ -111,9 +113,25 @@ class KeyValueCache:
                 f"rows has dtype {rows.dtype} and shape {tuple(rows.shape)}; expected int64 (new batch,), the sequence to "
                 f"continue in each place"
             )
-        self.keys = [key.index_select(0, rows) for key in self.keys]
-        self.values = [value.index_select(0, rows) for value in self.values]
+        reordered = self._reordered([*self.keys, *self.values], rows)
+        self.keys, self.values = reordered[: len(self.keys)], reordered[len(self.keys) :]
         self.lengths = self.lengths.index_select(0, rows)
+
+    def _reordered(self, caches: list[Tensor], rows: Tensor) -> list[Tensor]:
+        """The rows of each. Where the tensor before it has been copied and has room for as many, only what is filled is copied,
+        to there, so that a single tensor is new."""
+        reordered: list[Tensor] = []
+        room: Tensor | None = None
+        for cache in caches:
+            if room is None:
+                room = cache.index_select(0, rows)
+            else:
+                torch.index_select(cache[:, :, : self.longest], 0, rows, out=room[:, :, : self.longest])
+            reordered.append(room)
+            # What was made in inference mode cannot be written to outside of it.
+            writable = torch.is_inference_mode_enabled() or not cache.is_inference()
+            room = cache if cache.shape == room.shape and writable else None
+        return reordered
 
     def reset(self) -> None:
         """Forgets all tokens; the memory stays."""

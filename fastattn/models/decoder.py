@@ -15,6 +15,7 @@ from fastattn.nn.packed_sequences import PackedSequences
 from . import _checks
 from .cache import KeyValueCache
 from .layers import Angles, PreNormLayer, initialise, last_norm, make_norm
+from .outputs import ModelOutput
 from .pretrained import Pretrained
 from .self_attention import Continued, Packed, Prompts, SelfAttention, Tokens, Whole
 
@@ -99,9 +100,12 @@ class DecoderLMConfig:
         return cls(vocab_size, d_model, layers, heads, **(fields | changes))
 
 
-@dataclass
-class LanguageModelOutput:
-    """What a language model gives.
+class LanguageModelOutput(ModelOutput):
+    """What a language model gives. There are no logits in it, which would be larger than all else that the model computes.
+
+    So what Hugging Face's Trainer collects as predictions of a language model are hidden states, unless
+    `prediction_loss_only=True` or its evaluation has nothing to compute but the loss. A `preprocess_logits_for_metrics` of
+    `lambda hidden, labels: model.logits(hidden).argmax(-1)` makes tokens of them, batch by batch.
 
     Attributes:
         hidden: (batch, seq, d_model), behind the last norm; zeros at the padding. `model.logits` makes logits of it.
@@ -109,7 +113,7 @@ class LanguageModelOutput:
     """
 
     hidden: Tensor
-    loss: Tensor | None = None
+    loss: Tensor | None
 
 
 class DecoderLM(Pretrained):
@@ -123,6 +127,8 @@ class DecoderLM(Pretrained):
 
     config_class = DecoderLMConfig
     config: DecoderLMConfig
+    # Tells Hugging Face's Trainer that no label stands for a target at a sequence's first place, where it counts them.
+    loss_type = "ForCausalLM"
 
     def __init__(self, config: DecoderLMConfig) -> None:
         super().__init__()
@@ -192,7 +198,7 @@ class DecoderLM(Pretrained):
             loss = language_modelling_loss(
                 hidden, self.head_weight, labels, cu_seqlens=cu_seqlens, num_items_in_batch=num_items_in_batch
             )
-        return LanguageModelOutput(hidden if kept is None else sequences.unpack(hidden, *shape), loss)
+        return LanguageModelOutput(hidden=hidden if kept is None else sequences.unpack(hidden, *shape), loss=loss)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden (…, d_model) to (…, vocab_size)."""

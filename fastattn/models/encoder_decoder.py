@@ -203,7 +203,7 @@ class EncoderDecoder(Pretrained):
         if kept is None and decoder_kept is None:
             memory = Memory(self.encoder(self.embedding(input_ids), None))
             hidden = self.decoder(self.embedding(decoder_input_ids), None, memory)
-            return LanguageModelOutput(hidden, self._loss(hidden, labels, num_items_in_batch))
+            return LanguageModelOutput(hidden=hidden, loss=self._loss(hidden, labels, num_items_in_batch))
         read, written = (
             PackedSequences.from_padding(torch.ones_like(ids, dtype=torch.bool) if mask is None else mask)
             for ids, mask in ((input_ids, kept), (decoder_input_ids, decoder_kept))
@@ -211,7 +211,7 @@ class EncoderDecoder(Pretrained):
         memory = Memory(self.encoder(self.embedding(read.pack(input_ids)), read), written, read)
         packed = self.decoder(self.embedding(written.pack(decoder_input_ids)), written, memory)
         loss = self._loss(packed, None if labels is None else written.pack(labels), num_items_in_batch)
-        return LanguageModelOutput(written.unpack(packed, *decoder_input_ids.shape), loss)
+        return LanguageModelOutput(hidden=written.unpack(packed, *decoder_input_ids.shape), loss=loss)
 
     def new_cache(self, batch: int, longest: int, new: int) -> EncoderDecoderCache:
         """An empty cache to read `batch` sequences of at most `longest` tokens and to write at most `new` for each, in the

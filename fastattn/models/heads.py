@@ -1,6 +1,6 @@
 """What is asked of an encoder: a class for a sequence or for each token, a span, a vector."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -9,9 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastattn import ops
+from fastattn.losses import contrastive_loss
+from fastattn.losses.accumulation import over_items
 
 from . import _checks
 from .encoder import Encoder, EncoderConfig
+from .outputs import ModelOutput
 from .pretrained import Pretrained
 
 POOLINGS = ("cls", "mean", "max")
@@ -55,21 +58,19 @@ class HeadConfig:
         return self.encoder.layers
 
 
-@dataclass
-class HeadOutput:
+class HeadOutput(ModelOutput):
     """Scores of classes, (batch, labels) or (batch, seq, labels), and, where labels were given, the loss, a scalar."""
 
     logits: Tensor
-    loss: Tensor | None = None
+    loss: Tensor | None
 
 
-@dataclass
-class SpanOutput:
+class SpanOutput(ModelOutput):
     """Scores of each token to be an answer's first and last, (batch, seq) each, -inf at the padding; and the loss."""
 
     start_logits: Tensor
     end_logits: Tensor
-    loss: Tensor | None = None
+    loss: Tensor | None
 
     def best_spans(self, longest: int) -> Tensor:
         """(batch, 2), int64: first and last token of the best span of at most `longest` tokens."""
@@ -131,6 +132,7 @@ class SequenceClassifier(_Head):
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         labels: Tensor | None = None,
+        num_items_in_batch: float | Tensor | None = None,
     ) -> HeadOutput:
         """Scores (batch, labels), and the loss given labels.
 
@@ -138,6 +140,8 @@ class SequenceClassifier(_Head):
             input_ids, attention_mask, token_type_ids: as `Encoder.forward`'s.
             labels: (batch,), int64: the mean cross entropy, without those that are -100; or (batch, labels), floating,
                 0 to 1: the mean binary cross entropy of each class by itself.
+            num_items_in_batch: what the sum of the losses is divided by in the place of the number of labels that count: for
+                gradients accumulated over parts of a batch, how many count in all of them.
         """
         hidden = self.encoder(input_ids, attention_mask, token_type_ids)
         pooled = pool(hidden, attention_mask, self.config.pooling)
@@ -145,11 +149,13 @@ class SequenceClassifier(_Head):
             pooled = ops.linear(pooled, self.pooler.weight, self.pooler.bias).tanh()
         logits = self._scores(pooled)
         if labels is None:
-            return HeadOutput(logits)
+            return HeadOutput(logits=logits)
         if not labels.is_floating_point():
-            return HeadOutput(logits, F.cross_entropy(_wide(logits), labels))
+            return HeadOutput(logits=logits, loss=_mean(F.cross_entropy, logits, labels, num_items_in_batch))
         _checks.same_shape("labels", labels, "logits", logits)
-        return HeadOutput(logits, F.binary_cross_entropy_with_logits(_wide(logits), labels.to(_wide(logits).dtype)))
+        labels = labels.to(_wide(logits).dtype)
+        loss = _mean(F.binary_cross_entropy_with_logits, logits, labels, num_items_in_batch)
+        return HeadOutput(logits=logits, loss=loss)
 
 
 class TokenTagger(_Head):
@@ -169,20 +175,23 @@ class TokenTagger(_Head):
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         labels: Tensor | None = None,
+        num_items_in_batch: float | Tensor | None = None,
     ) -> HeadOutput:
         """Scores (batch, seq, labels), and the mean cross entropy given labels.
 
         Args:
             input_ids, attention_mask, token_type_ids: as `Encoder.forward`'s.
             labels: (batch, seq), int64; -100 is ignored, and so is the padding.
+            num_items_in_batch: as `SequenceClassifier.forward`'s.
         """
         logits = self._scores(self.encoder(input_ids, attention_mask, token_type_ids))
         if labels is None:
-            return HeadOutput(logits)
+            return HeadOutput(logits=logits)
         _checks.same_shape("labels", labels, "input_ids", input_ids)
         if attention_mask is not None:
             labels = labels.masked_fill(~attention_mask.bool(), -100)
-        return HeadOutput(logits, F.cross_entropy(_wide(logits).flatten(0, 1), labels.flatten()))
+        loss = _mean(F.cross_entropy, logits.flatten(0, 1), labels.flatten(), num_items_in_batch)
+        return HeadOutput(logits=logits, loss=loss)
 
 
 class SpanAnswerer(_Head):
@@ -205,24 +214,29 @@ class SpanAnswerer(_Head):
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         labels: Tensor | None = None,
+        num_items_in_batch: float | Tensor | None = None,
     ) -> SpanOutput:
         """Scores, and given labels the mean of the cross entropies of first and last.
 
         Args:
             input_ids, attention_mask, token_type_ids: as `Encoder.forward`'s.
             labels: (batch, 2), int64: places of the answer's first and last token; -100 for none, which is ignored.
+            num_items_in_batch: as `SequenceClassifier.forward`'s; first and last tokens count each by itself.
         """
         logits = self._scores(self.encoder(input_ids, attention_mask, token_type_ids))
         if attention_mask is not None:
             logits = logits.masked_fill(~attention_mask.bool()[..., None], -torch.inf)
         start, end = logits.unbind(-1)
         if labels is None:
-            return SpanOutput(start, end)
+            return SpanOutput(start_logits=start, end_logits=end)
         _checks.shape("labels", labels, "(batch, 2)", (input_ids.shape[0], 2))
-        losses = [
-            F.cross_entropy(_wide(scores), place) for scores, place in zip((start, end), labels.unbind(1), strict=True)
-        ]
-        return SpanOutput(start, end, (losses[0] + losses[1]) / 2)
+        first, last = (
+            _mean(F.cross_entropy, scores, place, num_items_in_batch)
+            for scores, place in zip((start, end), labels.unbind(1), strict=True)
+        )
+        # Each has a mean of its own, unless both are divided by the number of both.
+        loss = (first + last) / 2 if num_items_in_batch is None else first + last
+        return SpanOutput(start_logits=start, end_logits=end, loss=loss)
 
 
 class Embedder(_Head):
@@ -249,13 +263,13 @@ class Embedder(_Head):
         temperature: float | Tensor = 0.05,
         symmetric: bool = False,
     ) -> Tensor:
-        """`fastattn.info_nce` of pairs: each query should be nearest to its own positive, of all in the batch.
+        """`fastattn.losses.contrastive_loss` of pairs: each query should be nearest to its own positive, of all in the batch.
 
         Args:
             query, positive: the arguments of `forward` by name, as tokenizers give them, for equally many sequences.
-            temperature, symmetric: as `fastattn.info_nce`'s.
+            temperature, symmetric: as `fastattn.losses.contrastive_loss`'s.
         """
-        return ops.info_nce(self(**query), self(**positive), temperature=temperature, symmetric=symmetric)
+        return contrastive_loss(self(**query), self(**positive), temperature=temperature, symmetric=symmetric)
 
 
 def pool(hidden: Tensor, attention_mask: Tensor | None, pooling: str) -> Tensor:
@@ -276,6 +290,16 @@ def pool(hidden: Tensor, attention_mask: Tensor | None, pooling: str) -> Tensor:
         return hidden.sum(1) / kept.sum(1, keepdim=True).clamp(min=1)
     nothing = ~kept.any(dim=1, keepdim=True)
     return hidden.masked_fill(~kept[..., None], -torch.inf).amax(1).masked_fill(nothing, 0.0)
+
+
+def _mean(
+    loss: Callable[..., Tensor], scores: Tensor, labels: Tensor, num_items_in_batch: float | Tensor | None
+) -> Tensor:
+    """The loss, one of torch's, over the labels that count here, or over as many as the whole batch has."""
+    scores = _wide(scores)
+    if num_items_in_batch is None:
+        return loss(scores, labels)
+    return over_items(loss(scores, labels, reduction="sum"), num_items_in_batch)
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ config.json         the configuration; ours says "fastattn_model", Hugging Face'
 model.safetensors   the weights, or several files that model.safetensors.index.json lists
 """
 
+import inspect
 import json
 import os
 from collections.abc import Sequence
@@ -25,6 +26,11 @@ class Pretrained(nn.Module):
 
     config_class: type
     config: Any
+
+    @property
+    def accepts_loss_kwargs(self) -> bool:
+        """Whether the loss can be told num_items_in_batch. Hugging Face's Trainer asks this before it accumulates gradients."""
+        return "num_items_in_batch" in inspect.signature(type(self).forward).parameters
 
     def save_pretrained(self, folder: Folder) -> None:
         """Writes config.json and model.safetensors into a folder, which is made if it is not there.
