@@ -19,8 +19,9 @@ def rotary_embedding(
     Args:
         q: (batch, heads, seq, head_dim), floating.
         k: (batch, kv_heads, seq, head_dim), same dtype and device.
-        cos, sin: (seq, rotary_dim) or (batch, seq, rotary_dim), floating, rotary_dim even and at most head_dim; each angle
-            stands twice: halves repeated, [a, b, a, b], or, interleaved, neighbours repeated, [a, a, b, b].
+        cos, sin: (seq, rotary_dim), (batch or 1, seq, rotary_dim) or (batch or 1, 1, seq, rotary_dim), floating, rotary_dim
+            even and at most head_dim; each angle stands twice: halves repeated, [a, b, a, b], or, interleaved, neighbours
+            repeated, [a, a, b, b].
         interleaved: rotate neighbouring pairs (GPT-J) and not the two halves (GPT-NeoX, Llama).
 
     Returns:
@@ -36,21 +37,9 @@ def rotary_embedding(
     _checks.like("k", k, "q", q)
     for name, x in (("q", q), ("k", k)):
         _checks.rank(name, x, "(batch, heads, seq, head_dim)", 4)
-    for name, x in (("cos", cos), ("sin", sin)):
-        _checks.floating(name, x)
-        if x.device != q.device:
-            raise ValueError(f"{name} is on {x.device} but q is on {q.device}; move one with .to(device)")
     if k.shape[0] != q.shape[0] or k.shape[2:] != q.shape[2:]:
         raise ValueError(f"q has shape {tuple(q.shape)} and k {tuple(k.shape)}; only the number of heads may differ")
-    batch, _, seq, head_dim = q.shape
-    if cos.shape != sin.shape:
-        raise ValueError(f"cos has shape {tuple(cos.shape)} but sin has {tuple(sin.shape)}; they must be equal")
-    rotary_dim = cos.shape[-1] if cos.ndim else 0
-    if rotary_dim % 2 or rotary_dim > head_dim or tuple(cos.shape[:-1]) not in ((seq,), (batch, seq), (1, seq)):
-        raise ValueError(
-            f"cos has shape {tuple(cos.shape)}; expected (seq, rotary_dim) or (batch, seq, rotary_dim) with seq {seq}, "
-            f"batch {batch} and rotary_dim even and at most head_dim {head_dim}"
-        )
+    _checks.angles(cos, sin, "q", q)
     if cos.ndim == 3:
         cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
     args = (q, k, cos, sin, _checks.flag("interleaved", interleaved))
