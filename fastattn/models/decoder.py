@@ -14,9 +14,9 @@ from fastattn.nn.packed_sequences import PackedSequences
 
 from . import _checks
 from .cache import KeyValueCache
-from .layers import Angles, PreNormLayer, initialise, make_norm
+from .layers import PreNormLayer, initialise, make_norm
 from .pretrained import Pretrained
-from .self_attention import Continued, Packed, Prompts, SelfAttention, Tokens, Whole
+from .self_attention import Angles, Continued, Packed, Prompts, SelfAttention, Tokens, Whole
 
 
 @dataclass

@@ -6,9 +6,7 @@ from torch import Tensor, nn
 
 from fastattn.nn import FeedForward, LayerNorm, RMSNorm
 
-from .self_attention import CrossAttention, Memory, Remembered, SelfAttention, Tokens
-
-Angles = tuple[Tensor, Tensor] | None
+from .self_attention import Angles, CrossAttention, Memory, Remembered, SelfAttention, Tokens
 
 
 def make_norm(kind: str, d_model: int, eps: float) -> LayerNorm | RMSNorm:
