@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "bindings_attention.h"
+#include "bindings_rotary_embedding.h"
 
 namespace fastattn {
 
@@ -54,7 +55,7 @@ void attention_varlen_forward(Tensor query, Tensor key, Tensor value, Tensor cu_
 
 // Sizes and dtypes of a contiguous cache's call, and its lengths.
 void set_cached(AttentionForward& args, const Tensor& query, const Tensor& k_cache, const Tensor& v_cache,
-                const Tensor& k, const Tensor& v, const Tensor& cache_seqlens) {
+                const Tensor& k, const Tensor& v, const Tensor& cache_seqlens, const Tensor& cos, const Tensor& sin) {
     args.query = query, args.key = k_cache, args.value = v_cache, args.cache_seqlens = cache_seqlens;
     check_dtypes(query, k_cache, v_cache);
     check_rank(query, "query", 4);
@@ -74,18 +75,24 @@ void set_cached(AttentionForward& args, const Tensor& query, const Tensor& k_cac
         check_writable(k_cache, "k_cache");
         check_writable(v_cache, "v_cache");
     }
+    if (cos.present() || sin.present()) {
+        check(k.present() && args.max_q == args.new_keys, "with cos and sin there are as many queries as new keys");
+        const Angles angles = read_angles(cos, sin, query);
+        args.cos = angles.cos, args.sin = angles.sin;
+    }
     args.max_k = check_cache_seqlens(cache_seqlens, args.batch, args.new_keys, capacity);
     check_heads_and_bias(args, query.dtype);
 }
 
 void attention_with_kvcache_forward(Tensor query, Tensor k_cache, Tensor v_cache, Tensor k, Tensor v,
-                                    Tensor cache_seqlens, Tensor block_table, Tensor alibi_slopes, Tensor out,
-                                    Tensor lse, double scale, int64_t window_left, int64_t window_right,
-                                    double softcap) {
+                                    Tensor cache_seqlens, Tensor block_table, Tensor alibi_slopes, Tensor cos,
+                                    Tensor sin, Tensor out, Tensor lse, double scale, int64_t window_left,
+                                    int64_t window_right, double softcap, bool interleaved) {
     AttentionForward args = {};
     check(!block_table.present(), "block_table must be None: this kernel has no paged caches");
-    args.alibi_slopes = alibi_slopes;
-    set_cached(args, query, k_cache, v_cache, k, v, cache_seqlens);
+    args.alibi_slopes = alibi_slopes, args.interleaved = interleaved;
+    set_cached(args, query, k_cache, v_cache, k, v, cache_seqlens, cos, sin);
+    if (args.cos.present()) check_unit_last_stride({args.cos, args.sin});
     args.out = out, args.lse = lse;
     check_output(out, "out", query.dtype, {args.batch, args.heads, args.max_q, v_cache.size[3]});
     check_output(lse, "lse", DType::kFloat32, {args.batch, args.heads, args.max_q});
@@ -114,11 +121,11 @@ bool attention_varlen_fits(Tensor query, Tensor key, Tensor value, Tensor cu_seq
     });
 }
 
-bool attention_with_kvcache_fits(Tensor query, Tensor k_cache, Tensor v_cache, Tensor k, Tensor v,
-                                 Tensor cache_seqlens) {
+bool attention_with_kvcache_fits(Tensor query, Tensor k_cache, Tensor v_cache, Tensor k, Tensor v, Tensor cache_seqlens,
+                                 Tensor cos, Tensor sin) {
     AttentionForward args = {};
     return passes([&] {
-        set_cached(args, query, k_cache, v_cache, k, v, cache_seqlens);
+        set_cached(args, query, k_cache, v_cache, k, v, cache_seqlens, cos, sin);
         check_head_dim(query);
     });
 }
@@ -133,13 +140,14 @@ Binding attention_forward_binding([](py::module_& m) {
           arg("lse"), arg("max_seqlen_q"), arg("max_seqlen_k"), arg("scale"), arg("window_left"), arg("window_right"),
           arg("softcap"), arg("dropout_p"));
     m.def("attention_with_kvcache_forward", &attention_with_kvcache_forward, arg("query"), arg("k_cache"),
-          arg("v_cache"), arg("k"), arg("v"), arg("cache_seqlens"), arg("block_table"), arg("alibi_slopes"), arg("out"),
-          arg("lse"), arg("scale"), arg("window_left"), arg("window_right"), arg("softcap"));
+          arg("v_cache"), arg("k"), arg("v"), arg("cache_seqlens"), arg("block_table"), arg("alibi_slopes"), arg("cos"),
+          arg("sin"), arg("out"), arg("lse"), arg("scale"), arg("window_left"), arg("window_right"), arg("softcap"),
+          arg("interleaved"));
     m.def("attention_fits", &attention_fits, arg("query"), arg("key"), arg("value"));
     m.def("attention_varlen_fits", &attention_varlen_fits, arg("query"), arg("key"), arg("value"), arg("cu_seqlens_q"),
           arg("cu_seqlens_k"), arg("max_seqlen_q"), arg("max_seqlen_k"));
     m.def("attention_with_kvcache_fits", &attention_with_kvcache_fits, arg("query"), arg("k_cache"), arg("v_cache"),
-          arg("k"), arg("v"), arg("cache_seqlens"));
+          arg("k"), arg("v"), arg("cache_seqlens"), arg("cos"), arg("sin"));
 });
 
 }  // namespace

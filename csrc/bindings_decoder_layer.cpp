@@ -29,9 +29,12 @@ void set_decoder_layer(DecoderLayer& args, const Tensor& x, const Tensor& k_cach
     check_writable(v_cache, "v_cache");
     args.k_cache = k_cache, args.v_cache = v_cache, args.cache_seqlens = cache_seqlens;
     args.longest = check_cache_seqlens(cache_seqlens, args.batch, args.seq, capacity);
-    args.cos = cos, args.sin = sin;
-    check(cos.present() == sin.present(), "one of cos and sin is None; pass both or none");
-    if (cos.present()) read_angles(args.cos, args.sin, args.batch, args.seq, head_dim);
+    if (cos.present() || sin.present()) {
+        Tensor tokens = k_cache;  // the new ones
+        tokens.size[2] = args.seq;
+        const Angles angles = read_angles(cos, sin, tokens);
+        args.cos = angles.cos, args.sin = angles.sin;
+    }
 
     check_rank(given.w_out, "w_out", 2);
     const int64_t inner = given.w_out.size[1];
@@ -71,6 +74,7 @@ void decoder_layer_forward(Tensor x, Tensor k_cache, Tensor v_cache, Tensor cach
     set_decoder_layer(args, x, k_cache, v_cache, cache_seqlens,
               {w_qkv, b_qkv, w_out, b_out, norm1_weight, norm1_bias, w1, b1, w2, b2, w_gate, norm2_weight, norm2_bias},
               cos, sin);
+    if (args.cos.present()) check_unit_last_stride({args.cos, args.sin});
     check_output(out, "out", x.dtype, {x.size[0], x.size[1], x.size[2]});
     args.out = as_rows(out, "out");
     args.activation = read_activation(activation);

@@ -17,25 +17,25 @@ void check_turned(const Tensor& out, const char* name, const Tensor& x) {
     check_output(out, name);
 }
 
-// (seq, rotary_dim) or (batch or 1, 1, seq, rotary_dim) as (batch, seq, rotary_dim).
-Tensor read_angle(const Tensor& angles, const char* name, int64_t batch, int64_t seq) {
+Tensor read_one(const Tensor& angles, const char* name, const Tensor& x) {
     check_floating(angles, name);
+    const int64_t batch = x.size[0], seq = x.size[2];
+    const int rank = angles.rank;
+    if (rank == 4) {
+        check_shape(angles, name, {-1, 1, seq, -1});
+    } else if (rank == 3) {
+        check_shape(angles, name, {-1, seq, -1});
+    } else {
+        check_shape(angles, name, {seq, -1});
+    }
+    const bool one_for_all = rank == 2 || angles.size[0] == 1;
+    check(one_for_all || angles.size[0] == batch, "cos and sin must have the batch of what they turn, or 1");
     Tensor result = angles;
     result.rank = 3;
-    if (angles.rank == 2) {
-        check_shape(angles, name, {seq, -1});
-        result.stride[0] = 0;
-        result.size[1] = angles.size[0], result.stride[1] = angles.stride[0];
-        result.size[2] = angles.size[1], result.stride[2] = angles.stride[1];
-    } else {
-        check_shape(angles, name, {-1, 1, seq, -1});
-        check(angles.size[0] == 1 || angles.size[0] == batch, "cos and sin must have q's batch, or 1");
-        result.stride[0] = angles.size[0] == 1 ? 0 : angles.stride[0];
-        result.size[1] = angles.size[2], result.stride[1] = angles.stride[2];
-        result.size[2] = angles.size[3], result.stride[2] = angles.stride[3];
+    result.size[0] = batch, result.stride[0] = one_for_all ? 0 : angles.stride[0];
+    for (int i = 1; i < 3; ++i) {
+        result.size[i] = angles.size[rank - 3 + i], result.stride[i] = angles.stride[rank - 3 + i];
     }
-    result.size[0] = batch;
-    check(result.unit_last_stride(), "cos and sin must lie along their last dimension in memory");
     return result;
 }
 
@@ -47,8 +47,9 @@ void rotary_embedding(Tensor q, Tensor k, Tensor cos, Tensor sin, Tensor out_q, 
     check_heads(k, "k", q.dtype, q);
     check_turned(out_q, "out_q", q);
     check_turned(out_k, "out_k", k);
-    read_angles(cos, sin, q.size[0], q.size[2], q.size[3]);
-    run(&Kernels::rotary_embedding, RotaryEmbedding{q, k, cos, sin, out_q, out_k, interleaved, inverse});
+    const Angles angles = read_angles(cos, sin, q);
+    check_unit_last_stride(angles);
+    run(&Kernels::rotary_embedding, {q, k, angles.cos, angles.sin, out_q, out_k, interleaved, inverse});
 }
 
 Binding rotary_embedding_binding([](py::module_& m) {
@@ -59,12 +60,19 @@ Binding rotary_embedding_binding([](py::module_& m) {
 
 }  // namespace
 
-void read_angles(Tensor& cos, Tensor& sin, int64_t batch, int64_t seq, int64_t head_dim) {
-    check(cos.rank == sin.rank, "cos and sin must have the same shape");
-    for (int i = 0; i < cos.rank; ++i) check(cos.size[i] == sin.size[i], "cos and sin must have the same shape");
-    cos = read_angle(cos, "cos", batch, seq), sin = read_angle(sin, "sin", batch, seq);
-    const int64_t rotary_dim = cos.size[2];
-    check(rotary_dim % 2 == 0 && rotary_dim <= head_dim, "rotary_dim must be even and at most head_dim");
+Angles read_angles(const Tensor& cos, const Tensor& sin, const Tensor& x) {
+    const Angles angles{read_one(cos, "cos", x), read_one(sin, "sin", x)};
+    bool equal = cos.rank == sin.rank;
+    for (int i = 0; equal && i < cos.rank; ++i) equal = cos.size[i] == sin.size[i];
+    check(equal, "cos and sin must have the same shape");
+    const int64_t rotary_dim = angles.cos.size[2];
+    check(rotary_dim % 2 == 0 && rotary_dim <= x.size[3], "rotary_dim must be even and at most head_dim");
+    return angles;
+}
+
+void check_unit_last_stride(const Angles& angles) {
+    check(angles.cos.unit_last_stride() && angles.sin.unit_last_stride(),
+          "cos and sin must lie along their last dimension in memory");
 }
 
 }  // namespace fastattn

@@ -87,6 +87,18 @@ class _Draw:
             options["alibi_slopes"] = torch.rand(shape, generator=self.generator)
         return options
 
+    def angles(self, batch: int, seq: int, head_dim: int) -> dict[str, Any]:
+        """Rotary angles for seq tokens, of all of a head's features or of some; they need not stand twice."""
+        half = self.draw(st.one_of(st.just(head_dim // 2), st.integers(0, head_dim // 2)))
+        leading = self.draw(st.sampled_from(((), (1,), (batch,), (1, 1), (batch, 1))))
+        dtype = self.draw(st.sampled_from((torch.float32, self.dtype)))
+
+        def one() -> Tensor:
+            values = torch.randn(*leading, seq, 2 * half, generator=self.generator)
+            return strided(values.to(dtype), self.draw(LAYOUTS))
+
+        return {"cos": one(), "sin": one(), "interleaved": self.draw(st.booleans())}
+
     def dropout_p(self) -> float:
         return self.draw(st.sampled_from((0.0, 0.1, 0.0, 0.6, 0.0, 1.0)))
 
@@ -161,7 +173,8 @@ def kvcache_cases(
     """For `fastattn.attention_with_kvcache`: the caches hold NaN beyond their keys. No gradients: it has none."""
     d = _drawing(draw, dtypes)
     heads, kv_heads = _heads(draw)
-    batch, q, new = draw(st.integers(0, 3)), draw(queries), draw(st.integers(0, 9))
+    batch, q, turned = draw(st.integers(0, 3)), draw(queries), draw(st.booleans())
+    new = q if turned else draw(st.integers(0, 9))
     seqlens = torch.tensor([draw(lengths) for _ in range(batch)], dtype=torch.int32)
     capacity = int(seqlens.max() if batch else 0) + new + draw(st.integers(0, 3))
     head_dim, value_dim = draw(head_dims), draw(head_dims)
@@ -177,7 +190,9 @@ def kvcache_cases(
     query = d.normal(batch, heads, q, head_dim).detach()
     options = d.options(batch, heads, causal=False)
     options |= {"cache_seqlens": seqlens, "block_table": table, "is_causal": draw(st.booleans())}
-    return AttentionCase((query, *caches, *(added if new else (None, None))), options)
+    if turned:
+        options |= d.angles(batch, new, head_dim)
+    return AttentionCase((query, *caches, *(added if new or turned else (None, None))), options)
 
 
 def _block_table(d: _Draw, batch: int, capacity: int) -> Tensor:

@@ -54,6 +54,8 @@ GOOD: dict[str, Callable[[], dict[str, Any]]] = {
         "v": T(2, 2, 2, 7),
         "cache_seqlens": ints(3, 0),
         "alibi_slopes": torch.rand(4),
+        "cos": T(2, 2, 6),
+        "sin": T(2, 2, 6),
     },
     "attention_summary": lambda: {
         "query": T(2, 4, 3, 8),

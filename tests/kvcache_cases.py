@@ -11,9 +11,11 @@ from fastattn import verify
 
 
 def run(query: Tensor, k_cache: Tensor, v_cache: Tensor, k: Tensor | None, v: Tensor | None, **options):
-    """The outputs and what became of the caches; each of verify's runs appends to its own."""
+    """The outputs and what became of the caches; each of verify's runs appends to its own. Nothing else is changed."""
     k_cache, v_cache = copy.deepcopy((k_cache, v_cache))
+    given, before = (query, k, v), copy.deepcopy((query, k, v))
     out = fastattn.attention_with_kvcache(query, k_cache, v_cache, k, v, **options)
+    torch.testing.assert_close(given, before, rtol=0.0, atol=0.0, equal_nan=True)
     return *out, k_cache, v_cache
 
 
@@ -63,6 +65,6 @@ def check_lengths_beyond_the_capacity(forward: Callable, device: torch.device) -
     memory = torch.randn(3, 1, 8, 16, device=device)
     before = memory.clone()
     new, lengths = torch.randn(1, 1, 4, 16, device=device), torch.tensor([6], dtype=torch.int32, device=device)
-    forward(new, memory[1:2], memory[1:2], new, new, lengths, None, None, 1.0, -1, -1, 0.0)
+    forward(new, memory[1:2], memory[1:2], new, new, lengths, *[None] * 4, 1.0, -1, -1, 0.0, False)
     assert torch.equal(memory[[0, 2]], before[[0, 2]])
     assert torch.equal(memory[1, :, 6:], new[0, :, :2])

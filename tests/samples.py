@@ -222,6 +222,12 @@ SAMPLES = [
         inference=True,
     ),
     Sample("attention_with_kvcache", "paged", _pages, inference=True),
+    Sample(
+        "attention_with_kvcache",
+        "turned",
+        lambda t: call(*_cache(t), cache_seqlens=t.ints(3, 0), cos=t(2, 2, 4), sin=t(2, 2, 4), interleaved=True),
+        inference=True,
+    ),
     Sample("attention_summary", "plain", lambda t: call(*_attention(t)[:2]), inference=True),
     Sample("attention_summary", "causal", lambda t: call(*_attention(t, q=4)[:2], is_causal=True), inference=True),
     Sample(

@@ -4,6 +4,7 @@ import pytest
 import torch
 from attention_cases import AttentionCase, kvcache_cases
 from hypothesis import given
+from hypothesis import strategies as st
 from kvcache_cases import check_token_by_token, run
 from norm_cases import DTYPES, check_refused
 
@@ -11,8 +12,11 @@ import fastattn
 from fastattn import verify
 from fastattn.backends.cpu import _native, attention_with_kvcache
 
+# Beyond eight queries, and a block of 96, another kernel's.
+QUERIES = st.sampled_from((*range(10), 97))
 
-@given(case=kvcache_cases())
+
+@given(case=kvcache_cases(queries=QUERIES))
 def test_outputs_and_caches_obey_the_numerics_rule(isa: str, case: AttentionCase) -> None:
     verify.check(run, *case.tensors, backend="cpu", **case.options).raise_if_failed()
 
@@ -53,12 +57,15 @@ def arguments() -> dict:
         "cache_seqlens": torch.tensor([0, 6], dtype=torch.int32),
         "block_table": None,
         "alibi_slopes": torch.ones(2, 4),
+        "cos": torch.randn(2, 1, 3, 4),
+        "sin": torch.randn(2, 1, 3, 4),
         "out": torch.empty(2, 4, 3, 5),
         "lse": torch.empty(2, 4, 3),
         "scale": 1.0,
         "window_left": -1,
         "window_right": 0,
         "softcap": 0.0,
+        "interleaved": False,
     }
 
 
@@ -75,6 +82,15 @@ def test_no_argument_reaches_the_kernel_unchecked() -> None:
         torch.tensor([0], dtype=torch.int32),
     )
     wrong["block_table"] = (torch.zeros(2, 1, dtype=torch.int32),)
+    shapes = ((3, 1, 3, 4), (2, 2, 3, 4), (2, 1, 2, 4), (2, 1, 3, 8), (2, 1, 3, 3))
+    wrong_angles = (*wrong_tensors, *map(torch.randn, shapes), torch.randn(2, 1, 3, 8)[..., ::2])
+    # The one without the other, or of another shape.
+    wrong |= dict.fromkeys(("cos", "sin"), (None, torch.randn(3, 4), torch.ones(2, 1, 3, 4).int(), *wrong_angles))
     wrong["k_cache"] += (torch.randn(2, 1, 9, 6).expand(2, 2, 9, 6),)
     check_refused(_native.C.attention_with_kvcache_forward, good, wrong)
-    assert attention_with_kvcache.unsupported(*[good["query"]] * 3, *[None] * 3, torch.zeros(1), *[None] * 5)
+    one_query = {"query": torch.randn(2, 4, 1, 6), "out": torch.empty(2, 4, 1, 5), "lse": torch.empty(2, 4, 1)}
+    without_new = {"k": None, "v": None}
+    for changed in (one_query, without_new, *({"cos": x, "sin": x} for x in wrong_angles)):
+        with pytest.raises((TypeError, ValueError), match=r"\w+ \w+"):
+            _native.C.attention_with_kvcache_forward(**{**good, **changed})
+    assert attention_with_kvcache.unsupported(*[good["query"]] * 3, *[None] * 3, torch.zeros(1), *[None] * 8)

@@ -71,7 +71,7 @@ def test_pages_that_are_not_there_are_neither_read_nor_written(length: int) -> N
     table = torch.tensor([[1, 2, -1]], dtype=torch.int32, device=DEVICE)
     lengths = torch.tensor([length], dtype=torch.int32, device=DEVICE)
     pages = memory[1:3]  # the table names the second of them, the one behind them and the one before them
-    attention_with_kvcache.forward(new, pages, pages, new, new, lengths, table, None, 1.0, -1, -1, 0.0)
+    attention_with_kvcache.forward(new, pages, pages, new, new, lengths, table, *[None] * 3, 1.0, -1, -1, 0.0, False)
     assert torch.equal(memory, before)
 
 

@@ -66,7 +66,8 @@ def test_no_argument_reaches_the_kernel_unchecked() -> None:
     wrong |= {"x": [*MATRICES, None], "out": [*MATRICES, None], "k_cache": caches, "v_cache": caches}
     wrong |= {"cache_seqlens": [*lengths, torch.tensor([4, 0]), None, "text"], "activation": ["tanh", None]}
     wrong |= {"norm": ["batch", None, "rms"]}  # RMS norm has no bias
-    wrong |= dict.fromkeys(("cos", "sin"), [torch.randn(1, 3), torch.randn(1, 6), torch.randn(2, 4), torch.ones(4), None])
+    angles = [torch.randn(1, 3), torch.randn(1, 6), torch.randn(2, 4), torch.ones(4), torch.randn(1, 8)[:, ::2], None]
+    wrong |= {"cos": angles, "sin": angles}
     check_refused(_native.C.decoder_layer_forward, good, wrong)
 
 
@@ -138,8 +139,10 @@ class Adapted(nn.Module):
 
 @pytest.mark.parametrize(
     "part",
-    ["attention", "attention.qkv", "attention.out", "feed_forward", "feed_forward.linear1", "feed_forward.linear2"]
-    + ["feed_forward.linear_gate", "norm1", "norm2"],
+    [
+        *("attention", "attention.qkv", "attention.out", "norm1", "norm2"),
+        *("feed_forward", "feed_forward.linear1", "feed_forward.linear2", "feed_forward.linear_gate"),
+    ],
 )
 @pytest.mark.parametrize("how", ["hooked", "replaced"])
 def test_a_part_that_is_more_than_its_weights_is_called(part: str, how: str, whole_layers) -> None:

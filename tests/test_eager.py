@@ -120,6 +120,21 @@ def test_kvcache_is_attention_to_what_was_appended(paged: bool) -> None:
         close(v_cache[1, :, :2], v[1])
 
 
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_kvcache_turns_new_tokens_as_rotary_embedding_does(interleaved: bool) -> None:
+    lengths, query = torch.tensor([3, 0], dtype=torch.int32), draw(2, 4, 2, 8)
+    k, v, cos, sin = draw(2, 2, 2, 8), draw(2, 2, 2, 3), draw(2, 2, 6), draw(2, 2, 6)
+    cache = (draw(2, 2, 6, 8), draw(2, 2, 6, 3))
+    fused, apart = ([x.clone() for x in cache] for _ in range(2))
+    out = fastattn.attention_with_kvcache(
+        query, *fused, k, v, cache_seqlens=lengths, cos=cos, sin=sin, interleaved=interleaved
+    )
+    turned_query, turned_k = fastattn.rotary_embedding(query, k, cos, sin, interleaved)
+    expected = fastattn.attention_with_kvcache(turned_query, *apart, turned_k, v, cache_seqlens=lengths)
+    for got, wanted in zip((out, *fused), (expected, *apart), strict=True):
+        close(got, wanted)
+
+
 def test_norms_are_torchs() -> None:
     x, residual, weight, bias = draw(3, 4, 6), draw(3, 4, 6), draw(6), draw(6)
     close(fastattn.layer_norm(x, weight, bias, 1e-3), F.layer_norm(x, (6,), weight, bias, 1e-3))

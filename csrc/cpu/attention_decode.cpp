@@ -62,8 +62,9 @@ class FewQueries {
     static constexpr int64_t kUnit = kLanes * kSteps;  // elements of a vector in memory
 
   public:
-    explicit FewQueries(const AttentionForward& args)
+    FewQueries(const AttentionForward& args, const NewTokens& tokens)
         : args_(args),
+          tokens_(tokens),
           score_(args),
           head_dim_(args.query.size[3]),
           value_dim_(args.value.size[3]),
@@ -141,6 +142,7 @@ class FewQueries {
         const T* from = t.as<T>() + offset_of(t, b, kv_head * group_ + row / seq.q_len, seq.q_begin + row % seq.q_len);
         for (int64_t c = head_dim_; c < query_size_; ++c) from_float(0.0f, query[c]);
         gemm_detail::copy_row(from, t.stride[3], head_dim_, query);
+        tokens_.turn(b, row % seq.q_len, query);
     }
 
     // ---- Scores -----------------------------------------------------------------------------------------------------
@@ -383,6 +385,7 @@ class FewQueries {
     }
 
     const AttentionForward& args_;
+    const NewTokens& tokens_;
     const Score score_;
     const int64_t head_dim_, value_dim_;
     const int64_t query_size_, value_size_;  // in whole vectors
@@ -393,14 +396,9 @@ class FewQueries {
 
 }  // namespace
 
-void attention_few_queries(const AttentionForward& args) {
-    if (args.query.dtype == DType::kFloat32) {
-        FewQueries<float>(args).run();
-    } else if (args.query.dtype == DType::kFloat16) {
-        FewQueries<Half>(args).run();
-    } else {
-        FewQueries<BFloat16>(args).run();
-    }
+void attention_few_queries(const AttentionForward& args, const NewTokens& tokens) {
+    with_dtype(args.query.dtype,
+               [&](auto* element) { FewQueries<std::remove_pointer_t<decltype(element)>>(args, tokens).run(); });
 }
 
 }  // namespace fastattn::FASTATTN_ISA

@@ -43,8 +43,9 @@ class Forward {
     static constexpr int64_t kKeys = 128 * kSteps;  // of a block
 
   public:
-    explicit Forward(const AttentionForward& args)
+    Forward(const AttentionForward& args, const NewTokens& tokens)
         : args_(args),
+          tokens_(tokens),
           score_(args),
           head_dim_(args.query.size[3]),
           value_dim_(args.value.size[3]),
@@ -157,6 +158,7 @@ class Forward {
         const T* from = query.as<T>() + offset_of(query, block.b, block.h, seq.q_begin + block.i0);
         copy_rows(from, query.stride[2], query.stride[3], block.rows, head_dim_, kSteps * kWholeSteps<P>, kRows,
                   w.query);
+        for (int64_t r = 0; r < block.rows; ++r) tokens_.turn(block.b, block.i0 + r, w.query + r * depth_ * kSteps);
     }
 
     Strip strip_at(const Sequence& seq, const Block& block, int64_t first) const {
@@ -232,6 +234,7 @@ class Forward {
     }
 
     const AttentionForward& args_;
+    const NewTokens& tokens_;
     const Score score_;
     const int64_t head_dim_, value_dim_;
     const int64_t depth_;          // steps of the first product
@@ -240,8 +243,8 @@ class Forward {
 };
 
 template <class T, class P>
-void run_blocks(const AttentionForward& args) {
-    const Forward<T, P> forward(args);
+void run_blocks(const AttentionForward& args, const NewTokens& tokens) {
+    const Forward<T, P> forward(args, tokens);
     const int64_t pairs = args.batch * args.kv_heads, group = args.heads / args.kv_heads;
     const int64_t key_blocks = forward.key_blocks(), query_blocks = forward.query_blocks();
     const int64_t size = forward.packed_size();
@@ -277,40 +280,51 @@ void run_blocks(const AttentionForward& args) {
     });
 }
 
-// Writes the new keys and values to the caches.
+// Writes the new keys, turned, and values to the caches.
 template <class T>
-void append(const AttentionForward& args) {
-    const int64_t pairs = args.batch * args.kv_heads;
+void append(const AttentionForward& args, const NewTokens& tokens) {
+    const int64_t pairs = args.batch * args.kv_heads, head_dim = args.key.size[3];
     constexpr int64_t kWorthThreads = 1 << 15;  // elements
-    const bool parallel = pairs * args.new_keys * (args.key.size[3] + args.value.size[3]) > kWorthThreads;
-    gemm_detail::for_tasks(parallel, pairs, [&](int64_t pair, int) {
+    const bool parallel = pairs * args.new_keys * (head_dim + args.value.size[3]) > kWorthThreads;
+    const Scratch<T> rows(head_dim, thread_count(pairs));
+    gemm_detail::for_tasks(parallel, pairs, [&](int64_t pair, int thread) {
         const int64_t b = pair / args.kv_heads, h = pair % args.kv_heads;
         const int64_t position = args.cache_seqlens.as<int32_t>()[b];
-        auto copy = [&](const Tensor& from, const Tensor& to) {
-            if (from.numel() == 0) return;  // memory may be null then
-            for (int64_t t = 0; t < args.new_keys; ++t) {
-                const T* source = from.as<T>() + offset_of(from, b, h, t);
-                T* target = to.as<T>() + offset_of(to, b, h, position + t);
-                if (from.unit_last_stride() && to.unit_last_stride()) {
-                    memcpy(target, source, from.size[3] * sizeof(T));
-                } else {
-                    for (int64_t c = 0; c < from.size[3]; ++c) target[c * to.stride[3]] = source[c * from.stride[3]];
-                }
+        auto copy = [](const T* from, int64_t stride, int64_t count, T* to, int64_t to_stride) {
+            if (stride == 1 && to_stride == 1) {
+                memcpy(to, from, count * sizeof(T));
+            } else {
+                for (int64_t c = 0; c < count; ++c) to[c * to_stride] = from[c * stride];
             }
         };
-        copy(args.new_key, args.key);
-        copy(args.new_value, args.value);
+        auto each = [&](const Tensor& from, const Tensor& to, auto write) {
+            if (from.numel() == 0) return;  // memory may be null then
+            for (int64_t t = 0; t < args.new_keys; ++t) {
+                write(t, from.as<T>() + offset_of(from, b, h, t), to.as<T>() + offset_of(to, b, h, position + t));
+            }
+        };
+        const int64_t stride = args.key.stride[3];
+        each(args.new_key, args.key, [&](int64_t t, const T* from, T* to) {
+            T* row = stride == 1 ? to : rows.of(thread);  // where a row lies that can be turned
+            copy(from, args.new_key.stride[3], head_dim, row, 1);
+            tokens.turn(b, t, row);
+            if (row != to) copy(row, 1, head_dim, to, stride);
+        });
+        each(args.new_value, args.value, [&](int64_t, const T* from, T* to) {
+            copy(from, args.new_value.stride[3], args.value.size[3], to, args.value.stride[3]);
+        });
     });
 }
 
 template <class T, class P>
 void forward_as(const AttentionForward& args) {
-    if (args.new_keys > 0) append<T>(args);
+    const NewTokens tokens(args.cos, args.sin, args.interleaved);
+    if (args.new_keys > 0) append<T>(args, tokens);
     if (args.batch * args.heads * args.max_q == 0) return;
     if (args.max_q <= kFewQueries && args.key.unit_last_stride() && args.value.unit_last_stride()) {
-        attention_few_queries(args);
+        attention_few_queries(args, tokens);
     } else {
-        run_blocks<T, P>(args);
+        run_blocks<T, P>(args, tokens);
     }
 }
 

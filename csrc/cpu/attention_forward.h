@@ -2,6 +2,7 @@
 // arguments but these.
 #pragma once
 
+#include "rotary.h"
 #include "score.h"
 #include "softmax.h"
 
@@ -11,7 +12,7 @@ namespace fastattn::FASTATTN_ISA {
 // and value_dim next to each other in memory.
 constexpr int64_t kFewQueries = 8;
 
-void attention_few_queries(const AttentionForward& args);  // attention_decode.cpp
+void attention_few_queries(const AttentionForward& args, const NewTokens& tokens);  // attention_decode.cpp
 
 // out = weighted / total, lse = log of the sum of exp2(top) * total; zeros and -inf for a row without keys.
 template <class T>

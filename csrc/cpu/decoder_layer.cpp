@@ -30,7 +30,6 @@ void attend(const DecoderLayer& args, const Tensor& qkv, float* lse, const Tenso
     const int64_t heads = args.heads, kv_heads = args.k_cache.size[1], head_dim = args.k_cache.size[3];
     const Tensor query = heads_of(qkv, args, 0, heads, head_dim);
     const Tensor key = heads_of(qkv, args, heads * head_dim, kv_heads, head_dim);
-    if (args.cos.present()) rotary_embedding({query, key, args.cos, args.sin, query, key, false, false});  // in place
     AttentionForward call = {};
     call.batch = args.batch, call.heads = heads, call.kv_heads = kv_heads;
     call.max_q = call.new_keys = args.seq, call.max_k = args.longest;
@@ -39,6 +38,7 @@ void attend(const DecoderLayer& args, const Tensor& qkv, float* lse, const Tenso
     call.scale = args.scale;
     call.query = query, call.key = args.k_cache, call.value = args.v_cache;
     call.new_key = key, call.new_value = heads_of(qkv, args, (heads + kv_heads) * head_dim, kv_heads, head_dim);
+    call.cos = args.cos, call.sin = args.sin;
     call.out = heads_of(attended, args, 0, heads, head_dim);
     call.lse = float_vector(lse, args.batch * heads * args.seq);
     call.lse.rank = 3;

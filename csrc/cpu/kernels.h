@@ -63,11 +63,14 @@ struct AttentionScore {
 };
 
 // out = softmax(score) . value, lse = logsumexp(score). With a cache, key and value are the caches: first new_key and
-// new_value (batch, kv_heads, new_keys, dim) are written to it at positions cache_seqlens[b] … .
+// new_value (batch, kv_heads, new_keys, dim) are written to it at positions cache_seqlens[b] … . With cos and sin there
+// are as many queries, and these and the new keys are turned before, as RotaryEmbedding has it.
 struct AttentionForward : AttentionScore {
     Tensor query, key, value;
     Tensor new_key, new_value;  // absent without new_keys
-    Tensor out, lse;            // out (batch, heads, token, value_dim), lse float32 (batch, heads, token)
+    Tensor cos, sin;            // (batch, new_keys, rotary_dim), unit stride along rotary_dim; may be absent
+    bool interleaved;
+    Tensor out, lse;  // out (batch, heads, token, value_dim), lse float32 (batch, heads, token)
 };
 
 // ---- Attention, backward --------------------------------------------------------------------------------------------
@@ -208,7 +211,7 @@ struct EncoderLayer {
 // One layer of a decoder on tokens that follow those in a cache (csrc/cpu/decoder_layer.cpp). x and out are contiguous
 // (batch * seq, width) matrices; k_cache and v_cache (batch, kv_heads, capacity, head_dim), of any strides, hold
 // cache_seqlens[b] tokens, and seq more are written. w_qkv is ((heads + 2 kv_heads) head_dim, width); all else as in an
-// encoder's layer, cos and sin as in RotaryEmbedding.
+// encoder's layer, cos and sin as in AttentionForward.
 struct DecoderLayer {
     int64_t batch, seq, heads;
     int64_t longest;  // tokens of a sequence, the new ones with them

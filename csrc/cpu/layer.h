@@ -12,7 +12,6 @@ void attention_forward(const AttentionForward& args);
 void feed_forward_forward(const FeedForwardForward& args);
 void linear_forward(const LinearForward& args);
 void norm_forward(const NormForward& args);
-void rotary_embedding(const RotaryEmbedding& args);
 
 // Hands out contiguous (rows, columns) matrices of one dtype, each on cache lines of its own.
 class ScratchMatrices {

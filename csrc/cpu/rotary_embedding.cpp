@@ -17,6 +17,7 @@
 
 #include "kernels.h"
 #include "matrix.h"
+#include "rotary.h"
 
 namespace fastattn::FASTATTN_ISA {
 namespace {
@@ -41,9 +42,10 @@ class Rotary {
             const float* cos[kTokens];
             float *space = tables.of(thread), *sin = space + 2 * kTokens * rotary_;
             for (int64_t t = 0; t < count; ++t) {
-                cos[t] = as_float(angles(args_.cos, b, first + t), rotary_, 0.0f, space + t * rotary_);
-                float* converted = space + (kTokens + t) * rotary_;
-                sign(as_float(angles(args_.sin, b, first + t), rotary_, 0.0f, converted), sin + t * rotary_);
+                cos[t] = as_float(angles_of(args_.cos, b, first + t), rotary_, 0.0f, space + t * rotary_);
+                const Tensor sines = angles_of(args_.sin, b, first + t);
+                const float* converted = as_float(sines, rotary_, 0.0f, space + (kTokens + t) * rotary_);
+                sign_sines<kInterleaved>(converted, rotary_, args_.inverse, sin + t * rotary_);
             }
             const auto turn_in = [&](const Tensor& x, const Tensor& out) {
                 if (streams(out)) {
@@ -66,22 +68,6 @@ class Rotary {
         return whole && worth_streaming(out, dim_);
     }
 
-    static Tensor angles(const Tensor& all, int64_t b, int64_t token) {
-        Tensor row = all;
-        row.data = all.as<char>() + (b * all.stride[0] + token * all.stride[1]) * element_size(all.dtype);
-        return row;
-    }
-
-    // The factors of the elements' partners: out = x * cos + partner * signed.
-    void sign(const float* from, float* to) const {
-        const int64_t step = kInterleaved ? 2 : 1, partner = kInterleaved ? 1 : half_;
-        for (int64_t p = 0; p < half_; ++p) {
-            const float first = from[p * step], second = from[p * step + partner];
-            to[p * step] = args_.inverse ? second : -first;
-            to[p * step + partner] = args_.inverse ? -first : second;
-        }
-    }
-
     // In the order in which the rows lie in memory.
     template <class Streams>
     void turn(const Tensor& x, const Tensor& out, int64_t b, int64_t first, int64_t count, const float* const* cos,
@@ -90,30 +76,11 @@ class Rotary {
         const bool tokens_apart = x.stride[2] >= x.stride[1];
         for (int64_t i = 0; i < heads * count; ++i) {
             const int64_t h = tokens_apart ? i % heads : i / count, t = tokens_apart ? i / heads : i % count;
-            turn_row(x.as<T>() + b * x.stride[0] + h * x.stride[1] + (first + t) * x.stride[2], cos[t],
-                     sin + t * rotary_,
-                     out.as<T>() + b * out.stride[0] + h * out.stride[1] + (first + t) * out.stride[2], streams);
+            const T* from = x.as<T>() + b * x.stride[0] + h * x.stride[1] + (first + t) * x.stride[2];
+            T* to = out.as<T>() + b * out.stride[0] + h * out.stride[1] + (first + t) * out.stride[2];
+            turn_row<kInterleaved>(from, cos[t], sin + t * rotary_, rotary_, to, streams);
+            if (dim_ > rotary_) memcpy(to + rotary_, from + rotary_, static_cast<size_t>(dim_ - rotary_) * sizeof(T));
         }
-    }
-
-    template <class Streams>
-    void turn_row(const T* x, const float* cos, const float* sin, T* out, Streams streams) const {
-        if (kInterleaved) {
-            each_vector_in_turn(rotary_, [=](int64_t i, auto lanes) FASTATTN_BODY {
-                const Vec value = load(x + i, lanes);
-                const Vec turned = value * load(cos + i, lanes) + swap_neighbours(value) * load(sin + i, lanes);
-                put(out + i, turned, streams, lanes);
-            });
-        } else {
-            const int64_t half = half_;
-            each_vector_in_turn(half, [=](int64_t i, auto lanes) FASTATTN_BODY {
-                const int64_t j = half + i;
-                const Vec one = load(x + i, lanes), two = load(x + j, lanes);
-                put(out + i, one * load(cos + i, lanes) + two * load(sin + i, lanes), streams, lanes);
-                put(out + j, two * load(cos + j, lanes) + one * load(sin + j, lanes), streams, lanes);
-            });
-        }
-        if (dim_ > rotary_) memcpy(out + rotary_, x + rotary_, static_cast<size_t>(dim_ - rotary_) * sizeof(T));
     }
 
     const RotaryEmbedding& args_;

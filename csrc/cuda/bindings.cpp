@@ -106,13 +106,19 @@ void attend_to_cache(int dtype, const std::array<int64_t, 5>& sizes, const std::
                      const std::array<int64_t, 2>& dims, uintptr_t query, const Strides& query_strides,
                      uintptr_t k_cache, const Strides& k_cache_strides, uintptr_t v_cache,
                      const Strides& v_cache_strides, uintptr_t k, const Strides& k_strides, uintptr_t v,
-                     const Strides& v_strides, uintptr_t cache_seqlens, uintptr_t block_table, int64_t table_stride,
+                     const Strides& v_strides, uintptr_t cos, int cos_dtype, const std::array<int64_t, 2>& cos_strides,
+                     uintptr_t sin, int sin_dtype, const std::array<int64_t, 2>& sin_strides, int64_t rotary_dim,
+                     bool interleaved, uintptr_t cache_seqlens, uintptr_t block_table, int64_t table_stride,
                      uintptr_t slopes, int64_t slopes_stride, float scale, float softcap, int64_t window_left,
                      int64_t window_right, uintptr_t out, uintptr_t lse, int64_t parts, uintptr_t partial_out,
                      uintptr_t partial_lse, uintptr_t stream) {
     auto rows = [](uintptr_t address, const Strides& s, uintptr_t added, const Strides& t, int64_t dim) {
         return CacheAddress{at<void>(address), s[0], s[1], s[2], at<void>(added), t[0], t[1], t[2], dim};
     };
+    auto angles = [](uintptr_t address, int dtype, const std::array<int64_t, 2>& s) {
+        return AngleAddress{at<void>(address), dtype_of(dtype), s[0], s[1]};
+    };
+    const Turn turn{angles(cos, cos_dtype, cos_strides), angles(sin, sin_dtype, sin_strides), rotary_dim, interleaved};
     const auto [batch, heads, kv_heads, queries, added] = sizes;
     const auto [capacity, pages, page_size] = cache;
     const Decode arguments{dtype_of(dtype),
@@ -130,6 +136,7 @@ void attend_to_cache(int dtype, const std::array<int64_t, 5>& sizes, const std::
                            query_strides[2],
                            rows(k_cache, k_cache_strides, k, k_strides, dims[0]),
                            rows(v_cache, v_cache_strides, v, v_strides, dims[1]),
+                           turn,
                            at<int32_t>(cache_seqlens),
                            at<int32_t>(block_table),
                            table_stride,

@@ -15,8 +15,10 @@
 // four rows memory bounds it; many rows are for matrix units, which the Triton kernel uses. The parts' outputs, float32,
 // are joined by a second kernel, always in the parts' order: the bits depend on shapes and lengths alone.
 //
-// New tokens are read where they come from, not from the cache that the same launch writes: no block waits for another. A
-// page that the table names and the cache does not have is neither read nor written, its keys are not seen.
+// New tokens are read where they come from, not from the cache that the same launch writes: no block waits for another.
+// Given angles, queries are turned as they are loaded, x * cos + rotate(x) * sin as in rotary_embedding, and new keys on
+// their way to the cache; each block then appends the tokens of its own part before it begins, and reads them there. A page
+// that the table names and the cache does not have is neither read nor written, its keys are not seen.
 #include <math.h>
 
 #include <initializer_list>
@@ -40,10 +42,30 @@ struct Place {
     bool added, there;
 };
 
+__device__ inline float angle(const AngleAddress& from, int64_t batch, int64_t token, int column) {
+    const int64_t at = batch * from.stride_batch + token * from.stride_token + column;
+    if (from.dtype == DType::kFloat32) return static_cast<const float*>(from.values)[at];
+    if (from.dtype == DType::kBFloat16) return to_float(static_cast<const BFloat16*>(from.values)[at]);
+    return to_float(static_cast<const Half*>(from.values)[at]);
+}
+
+// What the angles of a new token make of x, which is element `column` of its row.
+template <class T>
+__device__ float turned(const Turn& turn, int64_t batch, int64_t token, const T* row, int column, float x) {
+    const int dim = static_cast<int>(turn.dim), half = dim / 2;
+    if (column >= dim) return x;
+    const bool second = turn.interleaved ? column % 2 == 1 : column >= half;
+    const int distance = turn.interleaved ? 1 : half;
+    const float partner = to_float(row[second ? column - distance : column + distance]);
+    return x * angle(turn.cos, batch, token, column) +
+           (second ? partner : -partner) * angle(turn.sin, batch, token, column);
+}
+
 // A sequence's share of the arguments.
 struct Sequence {
     int64_t batch, kv_head;
     int before, length;    // keys, without the appended ones and with them
+    int in_cache_before;   // keys that are read from the cache
     const int32_t* table;  // of the sequence, or null
     int page_size, pages;
 
@@ -56,6 +78,7 @@ struct Sequence {
           pages(static_cast<int>(a.pages)) {
         const int64_t all = before + a.added;
         length = static_cast<int>(all < 0 ? 0 : all < a.capacity ? all : a.capacity);
+        in_cache_before = a.turn.dim > 0 ? length : before;
     }
 
     __device__ Place in_cache(int position) const {
@@ -65,7 +88,7 @@ struct Sequence {
     }
 
     __device__ Place find(int position) const {
-        return position < before ? in_cache(position) : Place{0, int64_t{position} - before, true, true};
+        return position < in_cache_before ? in_cache(position) : Place{0, int64_t{position} - before, true, true};
     }
 
     template <class T>
@@ -81,21 +104,30 @@ struct Sequence {
                place.token * from.stride_token;
     }
 
+    // `turn` may be null.
     template <class T>
-    __device__ void copy(const CacheAddress& x, const Place& from, const Place& to) const {
-        for (int c = threadIdx.x; c < x.dim; c += kThreads) cache_row<T>(x, to)[c] = row<T>(x, from)[c];
+    __device__ void copy(const CacheAddress& x, const Place& from, const Place& to, const Turn* turn) const {
+        const T* source = row<T>(x, from);
+        T* target = cache_row<T>(x, to);
+        for (int c = threadIdx.x; c < x.dim; c += kThreads) {
+            if (turn && c < turn->dim) {
+                from_float(turned(*turn, batch, from.token, source, c, to_float(source[c])), target[c]);
+            } else {
+                target[c] = source[c];
+            }
+        }
     }
 
-    // Writes the tokens first, first + step, … of those to be appended into the cache, as far as it holds them.
+    // Writes the tokens first, first + step, … below end of those to be appended into the cache, as far as it holds them.
     template <class T>
-    __device__ void append(const Decode& a, int64_t first, int64_t step) const {
-        for (int64_t token = first; token < a.added; token += step) {
+    __device__ void append(const Decode& a, int64_t first, int64_t end, int64_t step) const {
+        for (int64_t token = first; token < end; token += step) {
             const int64_t position = before + token;
             if (position < 0 || position >= a.capacity) continue;
             const Place to = in_cache(static_cast<int>(position)), from{0, token, true, true};
             if (!to.there) continue;
-            copy<T>(a.key, from, to);
-            copy<T>(a.value, from, to);
+            copy<T>(a.key, from, to, &a.turn);
+            copy<T>(a.value, from, to, nullptr);
         }
     }
 };
@@ -108,7 +140,6 @@ __global__ void __launch_bounds__(kThreads) attend(Decode a) {
     const int lane = threadIdx.x % kLanes, group = threadIdx.x / kLanes;
     const int64_t part = blockIdx.x % a.parts, pair = blockIdx.x / a.parts;
     const Sequence sequence(a, pair / a.kv_heads, pair % a.kv_heads);
-    sequence.append<T>(a, part, a.parts);
 
     // Rows, and the keys that each of them sees: first … last - 1.
     const int heads_of_key = static_cast<int>(a.heads / a.kv_heads), queries = static_cast<int>(a.queries);
@@ -118,6 +149,14 @@ __global__ void __launch_bounds__(kThreads) attend(Decode a) {
     auto last = [&](int i) { return right < 0 ? sequence.length : min(i + diagonal + right + 1, sequence.length); };
     const int low = first(0), in_part = (max(last(queries - 1) - low, 0) + static_cast<int>(a.parts) - 1) / a.parts;
     const int begin = low + static_cast<int>(part) * in_part, end = min(begin + in_part, last(queries - 1));
+    if (a.turn.dim > 0) {
+        // There are as many queries as new tokens, so that each of these is in some part, whatever the window.
+        const int64_t before = sequence.before;
+        sequence.append<T>(a, begin > before ? begin - before : 0, end - before, 1);
+        __syncthreads();
+    } else {
+        sequence.append<T>(a, part, a.added, a.parts);
+    }
 
     float query[kRows][kVectors][kSize], slope[kRows], top[kRows], total[kRows] = {};
     float out[kRows][kVectors][kSize] = {};
@@ -128,7 +167,11 @@ __global__ void __launch_bounds__(kThreads) attend(Decode a) {
                         head * a.stride_query_head + i * a.stride_query_token;
         for (int v = 0; v < kVectors; ++v) {
             // A row that is not there has no columns, and is nowhere stored.
-            load<T, kAligned>(from, (v * kLanes + lane) * kSize, r < rows ? a.key.dim : 0, query[r][v]);
+            const int column = (v * kLanes + lane) * kSize;
+            load<T, kAligned>(from, column, r < rows ? a.key.dim : 0, query[r][v]);
+            for (int e = 0; e < kSize && r < rows; ++e) {
+                query[r][v][e] = turned(a.turn, sequence.batch, i, from, column + e, query[r][v][e]);
+            }
         }
         slope[r] = a.slopes && r < rows ? a.slopes[sequence.batch * a.stride_slopes_batch + head] : 0.0f;
         top[r] = -INFINITY;

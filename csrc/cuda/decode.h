@@ -16,6 +16,18 @@ struct CacheAddress {
     int64_t dim;
 };
 
+// Angles (batch, added, dim) in any dtype, by which queries and appended keys are turned. dim is 0 where there are none.
+struct AngleAddress {
+    const void* values;
+    DType dtype;
+    int64_t stride_batch, stride_token;
+};
+struct Turn {
+    AngleAddress cos, sin;
+    int64_t dim;
+    bool interleaved;
+};
+
 struct Decode {
     DType dtype;
     int64_t batch, heads, kv_heads, queries, added;
@@ -23,6 +35,7 @@ struct Decode {
     const void* query;                   // (batch, heads, queries, key.dim), key.dim contiguous
     int64_t stride_query_batch, stride_query_head, stride_query_token;
     CacheAddress key, value;
+    Turn turn;                     // if any, there are as many queries as appended tokens
     const int32_t* cache_seqlens;  // (batch,)
     const int32_t* block_table;    // (batch, pages of a sequence), or null
     int64_t stride_table_batch;

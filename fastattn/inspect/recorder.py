@@ -241,7 +241,12 @@ class _Watch:
         is_causal: bool = True,
         scale: float | None = None,
         window: Sides | None = None,
+        cos: Tensor | None = None,
+        sin: Tensor | None = None,
+        interleaved: bool = False,
     ) -> Any:
+        if k is not None and cos is not None and sin is not None:
+            query, k = ops.rotary_embedding(query, k, cos, sin, interleaved)  # what is looked at is turned, too
         out = ops.attention_with_kvcache(
             query,
             k_cache,

@@ -13,7 +13,7 @@ from fastattn.nn import FeedForward, LayerNorm, RMSNorm, _modules
 from fastattn.nn._encoder_layer import may_run
 from fastattn.nn.feed_forward import weights
 
-from .self_attention import Continued, SelfAttention
+from .self_attention import Angles, Continued, SelfAttention
 
 if TYPE_CHECKING:
     from .layers import PreNormLayer
@@ -24,7 +24,7 @@ def run(
     branch: Tensor | None,
     x: Tensor,
     tokens: Continued,
-    angles: tuple[Tensor, Tensor] | None,
+    angles: Angles,
 ) -> Tensor | None:
     """The layer on branch + x (batch, new, d_model), with its own last branch added; None where it has to run in parts."""
     attention, network, cache = layer.attention, layer.feed_forward, tokens.cache

@@ -14,10 +14,10 @@ from fastattn.nn.packed_sequences import PackedSequences
 
 from . import _checks
 from .cache import KeyValueCache
-from .layers import Angles, PreNormLayer, initialise, last_norm, make_norm
+from .layers import PreNormLayer, initialise, last_norm, make_norm
 from .outputs import ModelOutput
 from .pretrained import Pretrained
-from .self_attention import Continued, Packed, Prompts, SelfAttention, Tokens, Whole
+from .self_attention import Angles, Continued, Packed, Prompts, SelfAttention, Tokens, Whole
 
 
 @dataclass

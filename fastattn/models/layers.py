@@ -7,9 +7,7 @@ from torch import Tensor, nn
 from fastattn.nn import FeedForward, LayerNorm, RMSNorm
 
 from . import _decoder_layer
-from .self_attention import Continued, CrossAttention, Memory, Remembered, SelfAttention, Tokens
-
-Angles = tuple[Tensor, Tensor] | None
+from .self_attention import Angles, Continued, CrossAttention, Memory, Remembered, SelfAttention, Tokens
 
 
 def make_norm(kind: str, d_model: int, eps: float) -> LayerNorm | RMSNorm:

@@ -19,6 +19,8 @@ from fastattn.nn.packed_sequences import PackedSequences
 
 from .cache import KeyValueCache
 
+Angles = tuple[Tensor, Tensor] | None  # of the tokens, as `RotaryEmbedding.cos_sin` gives them
+
 
 @dataclass(frozen=True)
 class Whole:
@@ -31,8 +33,16 @@ class Whole:
         return torch.arange(x.shape[1], device=x.device)
 
     def attend(
-        self, module: "SelfAttention", query: Tensor, key: Tensor, value: Tensor, dropout_p: float, scale: float | None
+        self,
+        module: "SelfAttention",
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        angles: Angles,
+        dropout_p: float,
+        scale: float | None,
     ) -> Tensor:
+        query, key = _turn(query, key, angles)
         out = ops_of(module).attention(query, key, value, self.bias, dropout_p, self.causal, scale, enable_gqa=True)
         return cast(Tensor, out)
 
@@ -52,8 +62,16 @@ class Packed:
         return (tokens - starts[:-1].repeat_interleave(lengths, output_size=x.shape[1])).unsqueeze(0)
 
     def attend(
-        self, module: "SelfAttention", query: Tensor, key: Tensor, value: Tensor, dropout_p: float, scale: float | None
+        self,
+        module: "SelfAttention",
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        angles: Angles,
+        dropout_p: float,
+        scale: float | None,
     ) -> Tensor:
+        query, key = _turn(query, key, angles)
         return _attend_packed(
             module, query, key, value, self.sequences, self.sequences, dropout_p, self.causal, scale, self.bias
         )
@@ -66,10 +84,18 @@ class Prompts(Packed):
     cache: KeyValueCache
 
     def attend(
-        self, module: "SelfAttention", query: Tensor, key: Tensor, value: Tensor, dropout_p: float, scale: float | None
+        self,
+        module: "SelfAttention",
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        angles: Angles,
+        dropout_p: float,
+        scale: float | None,
     ) -> Tensor:
+        query, key = _turn(query, key, angles)
         self.cache.write_packed(module.layer, key, value, self.sequences)
-        return super().attend(module, query, key, value, dropout_p, scale)
+        return super().attend(module, query, key, value, None, dropout_p, scale)
 
 
 @dataclass(frozen=True)
@@ -86,15 +112,24 @@ class Continued:
         return self.cache.lengths.unsqueeze(1) + torch.arange(x.shape[1], device=x.device)
 
     def attend(
-        self, module: "SelfAttention", query: Tensor, key: Tensor, value: Tensor, dropout_p: float, scale: float | None
+        self,
+        module: "SelfAttention",
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        angles: Angles,
+        dropout_p: float,
+        scale: float | None,
     ) -> Tensor:
         cache = self.cache
         keys, values = cache.keys[module.layer], cache.values[module.layer]
         if self.bias is None:
+            cos, sin = (None, None) if angles is None else angles
             out = ops_of(module).attention_with_kvcache(
-                query, keys, values, key, value, cache_seqlens=cache.lengths, scale=scale
+                query, keys, values, key, value, cache_seqlens=cache.lengths, scale=scale, cos=cos, sin=sin
             )
             return cast(Tensor, out)
+        query, key = _turn(query, key, angles)
         end = cache.longest + 1
         keys[:, :, cache.longest : end], values[:, :, cache.longest : end] = key, value
         out = ops_of(module).attention(query, keys[:, :, :end], values[:, :, :end], self.bias, scale=scale)
@@ -132,6 +167,10 @@ class Remembered:
             query, keys, values, cache_seqlens=self.cache.lengths, is_causal=False, scale=cross.scale
         )
         return cast(Tensor, out)
+
+
+def _turn(query: Tensor, key: Tensor, angles: Angles) -> tuple[Tensor, Tensor]:
+    return (query, key) if angles is None else ops.rotary_embedding(query, key, *angles)
 
 
 def _attend_packed(
@@ -185,13 +224,11 @@ class SelfAttention(nn.Module):
         self.qkv = Linear(d_model, sum(self.heads) * head_dim, bias)
         self.out = Linear(heads * head_dim, d_model, bias)
 
-    def forward(self, x: Tensor, tokens: Tokens, angles: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        """x (batch, seq, d_model) to the same; angles are the cosines and sines of `RotaryEmbedding.cos_sin`."""
+    def forward(self, x: Tensor, tokens: Tokens, angles: Angles = None) -> Tensor:
+        """x (batch, seq, d_model) to the same."""
         projected = self.qkv(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
         query, key, value = projected.split(self.heads, dim=1)
-        if angles is not None:
-            query, key = ops.rotary_embedding(query, key, *angles)
-        out = tokens.attend(self, query, key, value, self.dropout if self.training else 0.0, self.scale)
+        out = tokens.attend(self, query, key, value, angles, self.dropout if self.training else 0.0, self.scale)
         return self.out(out.transpose(1, 2).flatten(2))
 
 

@@ -8,6 +8,7 @@ import math
 import numbers
 import operator
 import sys
+from collections.abc import Sequence
 from typing import NoReturn
 
 import torch
@@ -197,6 +198,26 @@ def slopes(alibi_slopes: Tensor, query: Tensor, batch: int, heads: int) -> Tenso
             "which has one"
         )
     return alibi_slopes if alibi_slopes.dtype in (torch.float32, torch.float64) else alibi_slopes.float()
+
+
+def angles(cos: Tensor, sin: Tensor, other_name: str, other: Tensor, shape: Sequence[int]) -> None:
+    """Cosines and sines for tokens of this shape, (batch, heads, seq, head_dim), on the other's device."""
+    for name, x in (("cos", cos), ("sin", sin)):
+        floating(name, x)
+        if x.device != other.device:
+            raise ValueError(
+                f"{name} is on {x.device} but {other_name} is on {other.device}; move one with .to(device)"
+            )
+    if cos.shape != sin.shape:
+        raise ValueError(f"cos has shape {tuple(cos.shape)} but sin has {tuple(sin.shape)}; they must be equal")
+    batch, _, seq, head_dim = shape
+    rotary_dim = cos.shape[-1] if cos.ndim else 0
+    leading = ((seq,), (batch, seq), (1, seq), (batch, 1, seq), (1, 1, seq))
+    if rotary_dim % 2 or rotary_dim > head_dim or tuple(cos.shape[:-1]) not in leading:
+        raise ValueError(
+            f"cos has shape {tuple(cos.shape)}; expected (seq, rotary_dim), (batch or 1, seq, rotary_dim) or (batch or 1, 1, "
+            f"seq, rotary_dim) with seq {seq}, batch {batch} and rotary_dim even and at most head_dim {head_dim}"
+        )
 
 
 def window_sides(window: tuple[int | None, int | None] | None) -> tuple[int, int]:

@@ -25,6 +25,9 @@ def attention_with_kvcache(
     window: tuple[int | None, int | None] | None = None,
     softcap: float | None = None,
     alibi_slopes: Tensor | None = None,
+    cos: Tensor | None = None,
+    sin: Tensor | None = None,
+    interleaved: bool = False,
     return_lse: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Writes k and v at the end of each sequence's cache, in place, then attends to all of it. For inference.
@@ -40,6 +43,8 @@ def attention_with_kvcache(
             block_table[b, p // block_size].
         is_causal: query i sees the keys up to its own position, aligned to the bottom right: the last query sees all.
         scale, window, softcap, alibi_slopes: as in `attention`, aligned to the bottom right.
+        cos, sin, interleaved: query and k are turned before, by the angles at the new tokens' positions, as `rotary_embedding`
+            turns them. There must be as many queries as new keys. Neither tensor is changed: the cache gets the turned keys.
         return_lse: also return the logsumexp.
 
     Returns:
@@ -50,18 +55,20 @@ def attention_with_kvcache(
         ValueError: shapes or devices that do not fit; a cache too short for the new keys.
         RuntimeError: an input requires a gradient: the cache is changed in place, so there is none to give.
 
-    Source: the interface follows flash_attn_with_kvcache (Dao et al.); paging Kwon et al., 2023.
+    Source: the interface follows flash_attn_with_kvcache (Dao et al.); paging Kwon et al., 2023; rotary positions Su et al.,
+    2021.
     """
     if _autocast.active(query) and isinstance(k_cache, Tensor) and k_cache.is_floating_point():
         query, k, v = (_like_cache(x, k_cache) for x in (query, k, v))
-    tensors = (query, k_cache, v_cache, k, v, cache_seqlens)
+    tensors = (query, k_cache, v_cache, k, v, cache_seqlens, cos, sin)
     plain = not _library.watched(*tensors, block_table, alibi_slopes)
     if not (plain and block_table is None and _library.fits("attention_with_kvcache_fits", *tensors)):
         _check_tensors(*tensors, block_table)
-    if not type(is_causal) is type(return_lse) is bool:
+    if not type(is_causal) is type(return_lse) is type(interleaved) is bool:
         is_causal = _checks.flag("is_causal", is_causal)
         return_lse = _checks.flag("return_lse", return_lse)
-    if _library.needs_grad(query, k_cache, v_cache, k, v):
+        interleaved = _checks.flag("interleaved", interleaved)
+    if _library.needs_grad(query, k_cache, v_cache, k, v, cos, sin):
         raise RuntimeError(
             "attention_with_kvcache changes its cache in place and has no gradient; call it under torch.no_grad(), or "
             "train with fastattn.attention"
@@ -69,6 +76,8 @@ def attention_with_kvcache(
     batch, heads, _, head_dim = query.shape
     if alibi_slopes is not None:
         alibi_slopes = _checks.slopes(alibi_slopes, query, batch, heads)
+    if cos is not None and sin is not None and cos.ndim == 3:
+        cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
     left, right = (-1, -1) if window is None else _checks.window_sides(window)
     args = (
         query,
@@ -79,10 +88,13 @@ def attention_with_kvcache(
         cache_seqlens,
         block_table,
         alibi_slopes,
+        cos,
+        sin,
         _checks.softmax_scale(scale, head_dim),
         left,
         0 if is_causal else right,
         _checks.softcap_value(softcap),
+        interleaved,
     )
     forward = _forward.unwatched if plain else _forward
     out, lse = forward(*args, dispatch.choose("attention_with_kvcache", args))
@@ -103,6 +115,8 @@ def _check_tensors(
     k: Tensor | None,
     v: Tensor | None,
     cache_seqlens: Tensor,
+    cos: Tensor | None,
+    sin: Tensor | None,
     block_table: Tensor | None,
 ) -> None:
     _checks.floating("query", query)
@@ -124,7 +138,22 @@ def _check_tensors(
                 f"k has shape {tuple(k.shape)} and v {tuple(v.shape)}; expected {(*expected, query.shape[3])} and "
                 f"{(*expected, v_cache.shape[3])}"
             )
+    if cos is not None or sin is not None:
+        _check_angles(cos, sin, query, k)
     check_lengths(query, k_cache, cache_seqlens, block_table, new)
+
+
+def _check_angles(cos: Tensor | None, sin: Tensor | None, query: Tensor, k: Tensor | None) -> None:
+    if cos is None or sin is None:
+        raise ValueError("one of cos and sin is given without the other; pass both or none")
+    _checks.angles(cos, sin, "query", query, query.shape)
+    if k is None:
+        raise ValueError("cos and sin turn new tokens, and there are none: pass k and v, or turn query before the call")
+    if query.shape[2] != k.shape[2]:
+        raise ValueError(
+            f"query has {query.shape[2]} tokens and k {k.shape[2]}; with cos and sin, whose angles are for both, their numbers "
+            f"must be equal"
+        )
 
 
 def _check_cache(query: Tensor, k_cache: Tensor, v_cache: Tensor, block_table: Tensor | None) -> None:
@@ -190,7 +219,7 @@ def _fake_forward(query, k_cache, v_cache, *rest):
 _forward = _library.define(
     "attention_with_kvcache",
     "(Tensor query, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor? k, Tensor? v, Tensor cache_seqlens, "
-    "Tensor? block_table, Tensor? alibi_slopes, float scale, int window_left, int window_right, float softcap) "
-    "-> (Tensor out, Tensor lse)",
+    "Tensor? block_table, Tensor? alibi_slopes, Tensor? cos, Tensor? sin, float scale, int window_left, int window_right, "
+    "float softcap, bool interleaved) -> (Tensor out, Tensor lse)",
     _fake_forward,
 )

@@ -9,7 +9,6 @@ from .. import dispatch
 from . import _autocast, _checks, _library
 from .attention_with_kvcache import check_lengths
 from .linear import activation_name, matrix_product, vector
-from .rotary_embedding import checked_angles
 
 NORMS = ("layer", "rms")
 
@@ -55,7 +54,7 @@ def decoder_layer(
         b_qkv, b_out, b1, b2: the biases, or None.
         norm1_weight, norm1_bias, norm2_weight, norm2_bias: (width,), in x's dtype or float32, or None.
         cache_seqlens: (batch,), int32, how many tokens of each sequence are in the cache before this call. It is not changed.
-        cos, sin: (new, rotary_dim) or (batch, new, rotary_dim), the angles of the new tokens as in `rotary_embedding`, halves
+        cos, sin: (new, rotary_dim) or (batch or 1, new, rotary_dim), the new tokens' angles as in `rotary_embedding`, halves
             repeated; both or none.
         activation: "relu", "gelu", "gelu_tanh", "silu" or None.
         norm: "layer" or "rms"; RMS norm has no bias.
@@ -110,7 +109,7 @@ def decoder_layer(
 
 
 def _as_received(angles: Tensor | None) -> Tensor | None:
-    """As `checked_angles` gives them, if nothing is wrong."""
+    """(batch or 1, seq, rotary_dim) as (batch or 1, 1, seq, rotary_dim); anything else as it is."""
     strided = isinstance(angles, Tensor) and angles.layout is torch.strided and angles.ndim == 3
     return angles.unsqueeze(1) if strided and angles is not None else angles
 
@@ -181,7 +180,8 @@ def _check_layer(
         return None, None
     if cos is None or sin is None:
         raise ValueError("one of cos and sin is given without the other; pass both or none")
-    return checked_angles(cos, sin, "x", x, batch, new, head_dim)
+    _checks.angles(cos, sin, "x", x, (batch, kv_heads, new, head_dim))
+    return _as_received(cos), _as_received(sin)
 
 
 def _fake_forward(x, *rest):

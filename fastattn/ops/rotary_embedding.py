@@ -19,8 +19,9 @@ def rotary_embedding(
     Args:
         q: (batch, heads, seq, head_dim), floating.
         k: (batch, kv_heads, seq, head_dim), same dtype and device.
-        cos, sin: (seq, rotary_dim) or (batch, seq, rotary_dim), floating, rotary_dim even and at most head_dim; each angle
-            stands twice: halves repeated, [a, b, a, b], or, interleaved, neighbours repeated, [a, a, b, b].
+        cos, sin: (seq, rotary_dim), (batch or 1, seq, rotary_dim) or (batch or 1, 1, seq, rotary_dim), floating, rotary_dim
+            even and at most head_dim; each angle stands twice: halves repeated, [a, b, a, b], or, interleaved, neighbours
+            repeated, [a, a, b, b].
         interleaved: rotate neighbouring pairs (GPT-J) and not the two halves (GPT-NeoX, Llama).
 
     Returns:
@@ -38,8 +39,9 @@ def rotary_embedding(
         _checks.rank(name, x, "(batch, heads, seq, head_dim)", 4)
     if k.shape[0] != q.shape[0] or k.shape[2:] != q.shape[2:]:
         raise ValueError(f"q has shape {tuple(q.shape)} and k {tuple(k.shape)}; only the number of heads may differ")
-    batch, _, seq, head_dim = q.shape
-    cos, sin = checked_angles(cos, sin, "q", q, batch, seq, head_dim)
+    _checks.angles(cos, sin, "q", q, q.shape)
+    if cos.ndim == 3:
+        cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
     args = (q, k, cos, sin, _checks.flag("interleaved", interleaved))
     backend = dispatch.choose("rotary_embedding", args)
     if backend == "eager":
@@ -49,26 +51,6 @@ def rotary_embedding(
     if _library.needs_grad(q, k):
         return _library.record(_RotaryEmbedding, *args, backend)
     return _forward(*args, backend)
-
-
-def checked_angles(
-    cos: Tensor, sin: Tensor, owner: str, x: Tensor, batch: int, seq: int, head_dim: int
-) -> tuple[Tensor, Tensor]:
-    """cos and sin, (seq, rotary_dim) or (batch or 1, seq, rotary_dim), as a backend receives them; `owner` names x, whose device
-    they share."""
-    for name, angles in (("cos", cos), ("sin", sin)):
-        _checks.floating(name, angles)
-        if angles.device != x.device:
-            raise ValueError(f"{name} is on {angles.device} but {owner} is on {x.device}; move one with .to(device)")
-    if cos.shape != sin.shape:
-        raise ValueError(f"cos has shape {tuple(cos.shape)} but sin has {tuple(sin.shape)}; they must be equal")
-    rotary_dim = cos.shape[-1] if cos.ndim else 0
-    if rotary_dim % 2 or rotary_dim > head_dim or tuple(cos.shape[:-1]) not in ((seq,), (batch, seq), (1, seq)):
-        raise ValueError(
-            f"cos has shape {tuple(cos.shape)}; expected (seq, rotary_dim) or (batch, seq, rotary_dim) with seq {seq}, "
-            f"batch {batch} and rotary_dim even and at most head_dim {head_dim}"
-        )
-    return (cos.unsqueeze(1), sin.unsqueeze(1)) if cos.ndim == 3 else (cos, sin)
 
 
 def _fake(q, k, cos, sin, interleaved, backend):

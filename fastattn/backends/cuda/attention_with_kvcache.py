@@ -22,13 +22,18 @@ def unsupported(
     cache_seqlens: Tensor,
     block_table: Tensor | None,
     alibi_slopes: Tensor | None,
+    cos: Tensor | None,
+    sin: Tensor | None,
     scale: float,
     window_left: int,
     window_right: int,
     softcap: float,
+    interleaved: bool,
 ) -> str | None:
     """Why the kernel cannot take this call; None if it can."""
     reason = _native.unsupported(query, k_cache, v_cache, k, v)
+    if reason is None and cos is not None and sin is not None:
+        reason = _native.unsupported(cos) or _native.unsupported(sin)
     if reason is not None:
         return reason
     rows, dims = query.shape[1] // k_cache.shape[1] * query.shape[2], (query.shape[3], v_cache.shape[3])
@@ -52,14 +57,17 @@ def forward(
     cache_seqlens: Tensor,
     block_table: Tensor | None,
     alibi_slopes: Tensor | None,
+    cos: Tensor | None,
+    sin: Tensor | None,
     scale: float,
     window_left: int,
     window_right: int,
     softcap: float,
+    interleaved: bool,
 ) -> tuple[Tensor, Tensor]:
     """Arguments and results as in docs/architecture.md, "Normalised arguments"."""
     query, cache_seqlens = along(query), cache_seqlens.contiguous()
-    k, v, block_table = (None if x is None else along(x) for x in (k, v, block_table))
+    k, v, block_table, cos, sin = (None if x is None else along(x) for x in (k, v, block_table, cos, sin))
     batch, heads, queries, head_dim = query.shape
     kv_heads, value_dim = k_cache.shape[1], v_cache.shape[3]
     added = 0 if k is None else k.shape[2]
@@ -76,6 +84,16 @@ def forward(
         where = address(tensor, name, query, shape, query.dtype, strided=True)
         return where, (0, 0, 0) if tensor is None else tensor.stride()[:3]
 
+    rotary_dim = 0 if cos is None else cos.shape[-1]
+
+    def angles(tensor: Tensor | None, name: str) -> tuple[int, int, tuple[int, int]]:
+        if tensor is None:
+            return 0, 0, (0, 0)
+        tensor = tensor.expand(batch, 1, -1, -1)
+        turned = (batch, 1, max(queries, added), min(rotary_dim, head_dim))  # what the kernel reads angles for
+        where = address(tensor, name, query, turned, *DTYPES, strided=True)
+        return where, DTYPES.index(tensor.dtype), (tensor.stride(0), tensor.stride(2))
+
     of_cache = (batch if block_table is None else k_cache.shape[0], kv_heads, k_cache.shape[2])
     of_table = (batch, 0 if block_table is None else block_table.shape[1])
     with torch.cuda.device_of(query):
@@ -89,6 +107,10 @@ def forward(
             *rows(v_cache, "v_cache", (*of_cache, value_dim)),
             *rows(k, "k", (batch, kv_heads, added, head_dim)),
             *rows(v, "v", (batch, kv_heads, added, value_dim)),
+            *angles(cos, "cos"),
+            *angles(sin, "sin"),
+            rotary_dim,
+            interleaved,
             address(cache_seqlens, "cache_seqlens", query, (batch,), torch.int32),
             address(block_table, "block_table", query, of_table, torch.int32, strided=True),
             0 if block_table is None else block_table.stride(0),

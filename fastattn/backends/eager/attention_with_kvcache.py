@@ -1,8 +1,9 @@
-"""Attention of new queries to a key-value cache, the definition: append in place, then attend to what is valid."""
+"""Attention of new queries to a key-value cache, the definition: turn, append in place, then attend to what is valid."""
 
 import torch
 from torch import Tensor
 
+from . import rotary_embedding
 from .attention import attend, window
 
 
@@ -34,14 +35,19 @@ def forward(
     cache_seqlens: Tensor,
     block_table: Tensor | None,
     alibi_slopes: Tensor | None,
+    cos: Tensor | None,
+    sin: Tensor | None,
     scale: float,
     window_left: int,
     window_right: int,
     softcap: float,
+    interleaved: bool,
 ) -> tuple[Tensor, Tensor]:
     """Arguments and results as in docs/architecture.md, "Normalised arguments"."""
     k_len = cache_seqlens.long()
     if k is not None and v is not None:
+        if cos is not None and sin is not None:
+            query, k = rotary_embedding.forward(query, k, cos, sin, interleaved)
         position = k_len[:, None] + torch.arange(k.shape[2], device=k.device)
         _append(k_cache, k, position, block_table)
         _append(v_cache, v, position, block_table)

@@ -8,7 +8,7 @@ attention(x) = softmax(scale * query . keys^T) . values, head by head, with quer
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import attention_with_kvcache, layer_norm, rms_norm, rotary_embedding
+from . import attention_with_kvcache, layer_norm, rms_norm
 from .activation import ACTIVATIONS
 
 
@@ -45,10 +45,8 @@ def forward(
     def attend(x: Tensor) -> Tensor:
         projected = F.linear(x, w_qkv, b_qkv).unflatten(-1, (-1, head_dim)).transpose(1, 2)
         query, key, value = projected.split([heads, kv_heads, kv_heads], dim=1)
-        if cos is not None and sin is not None:
-            query, key = rotary_embedding.forward(query, key, cos, sin, False)
-        cached = (k_cache, v_cache, key, value, cache_seqlens, None, None)
-        out, _ = attention_with_kvcache.forward(query, *cached, scale, -1, 0, 0.0)
+        cached = (k_cache, v_cache, key, value, cache_seqlens, None, None, cos, sin)
+        out, _ = attention_with_kvcache.forward(query, *cached, scale, -1, 0, 0.0, False)
         return F.linear(out.transpose(1, 2).flatten(2), w_out, b_out)
 
     def feed_forward(x: Tensor) -> Tensor:

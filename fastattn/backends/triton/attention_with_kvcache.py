@@ -4,7 +4,8 @@
     out = softmax(s) . value,   lse = logsumexp(s),   diagonal = keys - queries of each sequence
 
 append_to_cache writes k and v behind each sequence's keys. Then a program of attend_to_cache has one sequence, one key head and
-a part of the keys that its queries see: the queries of all heads that share the key head are the rows of one tile.
+a part of the keys that its queries see: the queries of all heads that share the key head are the rows of one tile. Given angles,
+the one turns k and the other the queries as they are loaded (rotary.py).
 
                    KEYS                     Must move: the keys and values of each sequence once. The 4 dim flops for each
     ROWS  +------+------+--                 key and query are no bound until a key head has some hundred of rows (query,
@@ -25,6 +26,7 @@ from . import _launch, key_parts
 from ._launch import launch
 from .chips import chip_of
 from .configs import choose
+from .rotary import load_turned
 from .tanh import tanh
 
 MOST_BYTES = 2048  # of a key or a value
@@ -49,11 +51,14 @@ def append_to_cache(
     v_cache,  # the same of value_dim
     cache_seqlens,  # (batch,) int32
     block_table,  # (batch, blocks_per_sequence) int32, or None
+    cos,  # (batch, new, 2 * half), unit stride along the last; a stride of 0 repeats one for all. Or None
+    sin,  # the same
     batches,
     kv_heads,
     new,
     head_dim,
     value_dim,
+    half,
     capacity,
     block_size,
     stride_k_batch,
@@ -73,6 +78,11 @@ def append_to_cache(
     stride_v_cache_token,
     stride_v_cache_dim,
     stride_table_batch,
+    stride_cos_batch,
+    stride_cos_token,
+    stride_sin_batch,
+    stride_sin_token,
+    INTERLEAVED: tl.constexpr,
     TOKENS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -96,10 +106,17 @@ def append_to_cache(
     from_v = v + token.to(tl.int64) * stride_v_token
     to_k = k_cache + _cache_rows(position, block_table, block_size, stride_k_cache_block, stride_k_cache_token, rows)
     to_v = v_cache + _cache_rows(position, block_table, block_size, stride_v_cache_block, stride_v_cache_token, rows)
+    if cos is not None:
+        cos += batch * stride_cos_batch + token.to(tl.int64) * stride_cos_token
+        sin += batch * stride_sin_batch + token.to(tl.int64) * stride_sin_token
     for start in range(0, head_dim, BLOCK):
         column = start + tl.arange(0, BLOCK)
         here = rows[:, None] & (column < head_dim)
-        values = tl.load(from_k[:, None] + column * stride_k_dim, mask=here)
+        if cos is None:
+            values = tl.load(from_k[:, None] + column * stride_k_dim, mask=here)
+        else:
+            values = load_turned(from_k, column, stride_k_dim, head_dim, cos, sin, half, rows, INTERLEAVED)
+            values = values.to(k_cache.dtype.element_ty)
         tl.store(to_k[:, None] + column * stride_k_cache_dim, values, mask=here)
     for start in range(0, value_dim, BLOCK):
         column = start + tl.arange(0, BLOCK)
@@ -116,6 +133,8 @@ def attend_to_cache(
     cache_seqlens,  # (batch,) int32: without the new keys
     block_table,  # (batch, blocks_per_sequence) int32, or None
     slopes,  # (batch, heads) float32, with a stride of 0 where they are the same for all sequences, or None
+    cos,  # (batch, queries, 2 * half), as append_to_cache has it, or None
+    sin,
     out,  # (batch, queries, heads, value_dim), or float32 (parts, batch, queries, heads, value_dim)
     lse,  # (batch, heads, queries) float32, or (parts, batch, queries, heads)
     batches,
@@ -125,6 +144,7 @@ def attend_to_cache(
     new,
     head_dim,
     value_dim,
+    half,
     capacity,
     block_size,
     parts,
@@ -145,6 +165,11 @@ def attend_to_cache(
     stride_v_dim,
     stride_table_batch,
     stride_slopes_batch,
+    stride_cos_batch,
+    stride_cos_token,
+    stride_sin_batch,
+    stride_sin_token,
+    INTERLEAVED: tl.constexpr,
     CAPPED: tl.constexpr,
     PARTIAL: tl.constexpr,  # whether out and lse are of parts
     PRECISION: tl.constexpr,
@@ -187,7 +212,13 @@ def attend_to_cache(
     dim = tl.arange(0, HEAD_DIM)
     value_column = tl.arange(0, VALUE_DIM)
     of_row = batch * stride_query_batch + head.to(tl.int64) * stride_query_head + i.to(tl.int64) * stride_query_token
-    q = tl.load(query + of_row[:, None] + dim, mask=exists[:, None] & (dim < head_dim), other=0.0)
+    if cos is None:
+        q = tl.load(query + of_row[:, None] + dim, mask=exists[:, None] & (dim < head_dim), other=0.0)
+    else:
+        cos += batch * stride_cos_batch + i.to(tl.int64) * stride_cos_token
+        sin += batch * stride_sin_batch + i.to(tl.int64) * stride_sin_token
+        q = load_turned(query + of_row, dim, 1, head_dim, cos, sin, half, exists, INTERLEAVED)
+        q = q.to(query.dtype.element_ty)
     if slopes is not None:
         slope = tl.load(slopes + batch * stride_slopes_batch + head, mask=exists, other=0.0)
     k_cache += kv_head.to(tl.int64) * stride_k_head
@@ -256,13 +287,18 @@ def unsupported(
     cache_seqlens: Tensor,
     block_table: Tensor | None,
     alibi_slopes: Tensor | None,
+    cos: Tensor | None,
+    sin: Tensor | None,
     scale: float,
     window_left: int,
     window_right: int,
     softcap: float,
+    interleaved: bool,
 ) -> str | None:
     """Why the kernel cannot take this call; None if it can."""
     reason = _launch.unsupported(query, k_cache, v_cache, k, v)
+    if reason is None and cos is not None and sin is not None:
+        reason = _launch.unsupported(cos) or _launch.unsupported(sin)
     widest, most = max(query.shape[3], v_cache.shape[3]), MOST_BYTES // query.dtype.itemsize
     if reason is None and widest > most:
         reason = f"it keeps rows in registers, head_dim and value_dim at most {most} in this dtype, and one is {widest}"
@@ -278,16 +314,21 @@ def forward(
     cache_seqlens: Tensor,
     block_table: Tensor | None,
     alibi_slopes: Tensor | None,
+    cos: Tensor | None,
+    sin: Tensor | None,
     scale: float,
     window_left: int,
     window_right: int,
     softcap: float,
+    interleaved: bool,
 ) -> tuple[Tensor, Tensor]:
     """Arguments and results as in docs/architecture.md, "Normalised arguments"."""
     cache_seqlens = cache_seqlens.contiguous()
     block_table = None if block_table is None else along(block_table)
+    if cos is not None and sin is not None:
+        cos, sin = (along(x).expand(query.shape[0], 1, -1, -1) for x in (cos, sin))
     if k is not None and v is not None:
-        _append(k, v, k_cache, v_cache, cache_seqlens, block_table)
+        _append(k, v, k_cache, v_cache, cache_seqlens, block_table, cos, sin, interleaved)
     return _attend(
         query,
         k_cache,
@@ -296,18 +337,37 @@ def forward(
         cache_seqlens,
         block_table,
         alibi_slopes,
+        cos,
+        sin,
         scale,
         window_left,
         window_right,
         softcap,
+        interleaved,
     )
 
 
+def _angles(cos: Tensor | None, sin: Tensor | None) -> tuple[int, tuple[int, ...]]:
+    """Half of rotary_dim, and the strides that the kernels take."""
+    if cos is None or sin is None:
+        return 0, (0, 0, 0, 0)
+    return cos.shape[-1] // 2, tuple(stride for x in (cos, sin) for stride in (x.stride(0), x.stride(2)))
+
+
 def _append(
-    k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, cache_seqlens: Tensor, block_table: Tensor | None
+    k: Tensor,
+    v: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    cache_seqlens: Tensor,
+    block_table: Tensor | None,
+    cos: Tensor | None,
+    sin: Tensor | None,
+    interleaved: bool,
 ) -> None:
     batch, kv_heads, new, head_dim = k.shape
     value_dim = v.shape[3]
+    half, angle_strides = _angles(cos, sin)
     config = choose("append_to_cache", chip_of(k.device), k.dtype, max(head_dim, value_dim))
     launch(
         append_to_cache,
@@ -318,11 +378,14 @@ def _append(
         v_cache,
         cache_seqlens,
         block_table,
+        cos,
+        sin,
         batch,
         kv_heads,
         new,
         head_dim,
         value_dim,
+        half,
         cache_capacity(k_cache, block_table),
         k_cache.shape[2],
         *k.stride(),
@@ -330,6 +393,8 @@ def _append(
         *k_cache.stride(),
         *v_cache.stride(),
         0 if block_table is None else block_table.stride(0),
+        *angle_strides,
+        INTERLEAVED=interleaved,
         config=config,
     )
 
@@ -342,10 +407,13 @@ def _attend(
     cache_seqlens: Tensor,
     block_table: Tensor | None,
     alibi_slopes: Tensor | None,
+    cos: Tensor | None,
+    sin: Tensor | None,
     scale: float,
     window_left: int,
     window_right: int,
     softcap: float,
+    interleaved: bool,
 ) -> tuple[Tensor, Tensor]:
     query = along(query)
     out, lse = attention_outputs(query, v_cache)
@@ -354,11 +422,14 @@ def _attend(
     capacity = cache_capacity(k_cache, block_table)
     if alibi_slopes is not None:
         alibi_slopes = alibi_slopes.contiguous().expand(batch, heads)
+    half, angle_strides = _angles(cos, sin)
     width = max(head_dim, value_dim)
     config = choose("attend_to_cache", chip_of(query.device), query.dtype, width)
     rows = heads // kv_heads * queries
     # What a row keeps in registers grows with its width, and products of float32 keep more.
     most_rows = (8192 if query.dtype.itemsize == 2 else 2048) // triton.next_power_of_2(width)
+    if interleaved and cos is not None:
+        most_rows //= 2  # partners that are neighbours are loaded one by one, each by an address of its own
     tile_rows = min(max(triton.next_power_of_2(rows), 16), max(most_rows, 16), 64)
     programs = batch * kv_heads * triton.cdiv(rows, tile_rows)
     parts = key_parts.count(programs, capacity, config.tiles["KEYS"], query.device)
@@ -375,6 +446,8 @@ def _attend(
         cache_seqlens,
         block_table,
         alibi_slopes,
+        cos,
+        sin,
         found,
         found_lse,
         batch,
@@ -384,6 +457,7 @@ def _attend(
         new,
         head_dim,
         value_dim,
+        half,
         capacity,
         k_cache.shape[2],
         parts,
@@ -396,6 +470,8 @@ def _attend(
         *v_cache.stride(),
         0 if block_table is None else block_table.stride(0),
         0 if alibi_slopes is None else alibi_slopes.stride(0),
+        *angle_strides,
+        INTERLEAVED=interleaved,
         CAPPED=softcap > 0.0,
         PARTIAL=parts > 1,
         PRECISION=_launch.precision(query.dtype),

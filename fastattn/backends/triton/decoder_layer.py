@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from . import _launch, attention_with_kvcache, feed_forward, norm, rotary_embedding
+from . import _launch, attention_with_kvcache, feed_forward, norm
 from .matmul import flat, product
 
 
@@ -38,13 +38,11 @@ def unsupported(
 ) -> str | None:
     """Why the kernel cannot take this call; None if it can. (The norms may be float32 beside another dtype.)"""
     why = _launch.unsupported(x, k_cache, v_cache, w_qkv, w_out, w1, w2) or norm.unsupported(x)
-    if why is None and cos is not None and sin is not None:
-        why = _launch.unsupported(cos) or _launch.unsupported(sin)
     if why is not None:
         return why
     query = x.new_empty((x.shape[0], w_out.shape[1] // k_cache.shape[3], 0, k_cache.shape[3]))
-    cached = (query, k_cache, v_cache, None, None, cache_seqlens, None, None)
-    return attention_with_kvcache.unsupported(*cached, 1.0, -1, 0, 0.0)
+    cached = (query, k_cache, v_cache, None, None, cache_seqlens, None, None, cos, sin)
+    return attention_with_kvcache.unsupported(*cached, 1.0, -1, 0, 0.0, False)
 
 
 def forward(
@@ -85,10 +83,8 @@ def forward(
     def attend(tokens: Tensor) -> Tensor:
         projected = project(tokens, w_qkv, b_qkv).view(batch, new, heads + 2 * kv_heads, head_dim)
         query, key, value = projected.transpose(1, 2).split([heads, kv_heads, kv_heads], dim=1)
-        if cos is not None and sin is not None:
-            query, key = rotary_embedding.forward(query, key, cos, sin, False)
-        cached = (k_cache, v_cache, key, value, cache_seqlens, None, None)
-        out, _ = attention_with_kvcache.forward(query, *cached, scale, -1, 0, 0.0)
+        cached = (k_cache, v_cache, key, value, cache_seqlens, None, None, cos, sin)
+        out, _ = attention_with_kvcache.forward(query, *cached, scale, -1, 0, 0.0, False)
         return out.transpose(1, 2).reshape(batch * new, heads * head_dim)
 
     def normed(tokens: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
