@@ -21,6 +21,18 @@ def test_outputs_and_caches_obey_the_numerics_rule(isa: str, case: AttentionCase
     verify.check(run, *case.tensors, backend="cpu", **case.options).raise_if_failed()
 
 
+@pytest.mark.parametrize("queries", range(1, 9))
+@pytest.mark.parametrize("window", [None, (0, 0), (1, None), (0, 3), (None, 2)])
+def test_queries_that_see_nothing_of_a_part_of_the_keys(isa: str, queries: int, window: tuple | None) -> None:
+    """Keys are taken in parts of 256 or, of many sequences, of 1024: none, a few, and a few more than whole parts."""
+    torch.manual_seed(0)
+    for lengths in ([*range(6), *range(1022, 1030)], [1], [3], [257], [259]):
+        query, cache = torch.randn(len(lengths), 2, queries, 4), torch.randn(len(lengths), 1, max(lengths), 4)
+        options = {"window": window, "is_causal": window is None, "return_lse": True}
+        lengths = torch.tensor(lengths, dtype=torch.int32)
+        verify.check(run, query, cache, cache, None, None, cache_seqlens=lengths, **options).raise_if_failed()
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_decoding_token_by_token_is_causal_attention(isa: str, dtype: torch.dtype) -> None:
     check_token_by_token("cpu", torch.device("cpu"), dtype, seq=37)

@@ -223,9 +223,11 @@ class FewQueries {
         if (!score_.plain()) {
             in_order(streams, row, [&](float* scores) { score_.score_row(seq, b, h, i, begin, count, scores); });
         }
-        const KeyRange range = visible_keys(args_, seq, i, i);  // nearly all of them
-        for (int64_t j = 0; j < range.begin - begin; ++j) row[streams.position_of(j)] = -kInfinity;
-        for (int64_t j = range.end - begin; j < count; ++j) row[streams.position_of(j)] = -kInfinity;
+        // Nearly all of them, or, of a part that only other queries see, none.
+        const KeyRange range = visible_keys(args_, seq, i, i);
+        const int64_t before = smaller(range.begin - begin, count), behind = larger(range.end - begin, 0);
+        for (int64_t j = 0; j < before; ++j) row[streams.position_of(j)] = -kInfinity;
+        for (int64_t j = behind; j < count; ++j) row[streams.position_of(j)] = -kInfinity;
         for (int64_t p = count; p < columns; ++p) row[p] = -kInfinity;
         const float factor = score_.plain() ? score_.factor() : 1.0f;
         const float top = greatest(row, columns) * factor;

@@ -90,7 +90,9 @@ def decoder_layer(
     if norm not in NORMS:
         raise ValueError(f"norm is {norm!r}; expected 'layer' or 'rms'")
     if norm == "rms" and (norm1_bias is not None or norm2_bias is not None):
-        raise ValueError("norm is 'rms' and norm1_bias or norm2_bias is given; RMS norm has no bias: pass None for both")
+        raise ValueError(
+            "norm is 'rms' and norm1_bias or norm2_bias is given; RMS norm has no bias: pass None for both"
+        )
     args = (
         *tensors,
         *angles,
@@ -173,7 +175,12 @@ def _check_layer(
     for name, bias, size in (("b_qkv", b_qkv, columns), ("b_out", b_out, width), ("b1", b1, hidden), ("b2", b2, width)):
         if bias is not None:
             vector(name, bias, size, "out_features", x)
-    norms = {"norm1_weight": norm1_weight, "norm1_bias": norm1_bias, "norm2_weight": norm2_weight, "norm2_bias": norm2_bias}
+    norms = {
+        "norm1_weight": norm1_weight,
+        "norm1_bias": norm1_bias,
+        "norm2_weight": norm2_weight,
+        "norm2_bias": norm2_bias,
+    }
     for name, parameter in norms.items():
         _checks.affine(name, parameter, x, width)
     if cos is None and sin is None:

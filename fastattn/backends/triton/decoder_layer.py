@@ -92,7 +92,5 @@ def forward(
 
     tokens = flat(x)
     h = project(attend(normed(tokens, norm1_weight, norm1_bias, eps1)), w_out, b_out, tokens)
-    hidden = feed_forward.hidden_of(
-        normed(h, norm2_weight, norm2_bias, eps2), w1, b1, w_gate, None, activation, 0.0
-    )
+    hidden = feed_forward.hidden_of(normed(h, norm2_weight, norm2_bias, eps2), w1, b1, w_gate, None, activation, 0.0)
     return project(hidden, w2, b2, h).view(x.shape)
