@@ -13,7 +13,7 @@ struct DecoderWeights {
 
 // All but out, the activation, the norm and the numbers.
 void set_decoder_layer(DecoderLayer& args, const Tensor& x, const Tensor& k_cache, const Tensor& v_cache,
-               const Tensor& cache_seqlens, const DecoderWeights& given, const Tensor& cos, const Tensor& sin) {
+                       const Tensor& cache_seqlens, const DecoderWeights& given, const Tensor& cos, const Tensor& sin) {
     check_floating(x, "x");
     args.x = as_rows(x, "x");
     args.batch = x.size[0], args.seq = x.size[1];
@@ -38,7 +38,8 @@ void set_decoder_layer(DecoderLayer& args, const Tensor& x, const Tensor& k_cach
 
     check_rank(given.w_out, "w_out", 2);
     const int64_t inner = given.w_out.size[1];
-    check(inner > 0 && inner % (kv_heads * head_dim) == 0, "w_out must have heads of the cache's size, a multiple of its");
+    check(inner > 0 && inner % (kv_heads * head_dim) == 0,
+          "w_out must have heads of the cache's size, a multiple of its");
     args.heads = inner / head_dim;
     const int64_t columns = inner + 2 * kv_heads * head_dim;
     args.w_qkv = checked_weight(given.w_qkv, "w_qkv", x, columns, width);
@@ -71,9 +72,10 @@ void decoder_layer_forward(Tensor x, Tensor k_cache, Tensor v_cache, Tensor cach
                            Tensor sin, Tensor out, const std::string& activation, const std::string& norm, double eps1,
                            double eps2, double scale) {
     DecoderLayer args = {};
-    set_decoder_layer(args, x, k_cache, v_cache, cache_seqlens,
-              {w_qkv, b_qkv, w_out, b_out, norm1_weight, norm1_bias, w1, b1, w2, b2, w_gate, norm2_weight, norm2_bias},
-              cos, sin);
+    set_decoder_layer(
+        args, x, k_cache, v_cache, cache_seqlens,
+        {w_qkv, b_qkv, w_out, b_out, norm1_weight, norm1_bias, w1, b1, w2, b2, w_gate, norm2_weight, norm2_bias}, cos,
+        sin);
     if (args.cos.present()) check_unit_last_stride({args.cos, args.sin});
     check_output(out, "out", x.dtype, {x.size[0], x.size[1], x.size[2]});
     args.out = as_rows(out, "out");
@@ -91,7 +93,7 @@ bool decoder_layer_fits(Tensor x, Tensor k_cache, Tensor v_cache, Tensor cache_s
                         Tensor sin) {
     DecoderLayer args = {};
     const DecoderWeights weights = {w_qkv, b_qkv, w_out, b_out,  norm1_weight, norm1_bias, w1,
-                             b1,    w2,    b2,    w_gate, norm2_weight, norm2_bias};
+                                    b1,    w2,    b2,    w_gate, norm2_weight, norm2_bias};
     return passes([&] { set_decoder_layer(args, x, k_cache, v_cache, cache_seqlens, weights, cos, sin); });
 }
 

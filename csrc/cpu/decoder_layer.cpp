@@ -65,7 +65,8 @@ void decoder_layer(const DecoderLayer& args) {
     attend(args, qkv, statistics.get() + 2 * rows, attended);
     layer_linear(attended, args.w_out, args.b_out, Activation::kNone, args.x, h);
     layer_norm(args.norm, h, args.norm2_weight, args.norm2_bias, args.eps2, statistics.get(), normed);
-    feed_forward_forward({args.activation, normed, args.w1, args.b1, args.w2, args.b2, args.w_gate, args.out, {}, {}, 0.0, 0, h});
+    feed_forward_forward(
+        {args.activation, normed, args.w1, args.b1, args.w2, args.b2, args.w_gate, args.out, {}, {}, 0.0, 0, h});
 }
 
 }  // namespace fastattn::FASTATTN_ISA

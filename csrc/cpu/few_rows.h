@@ -63,7 +63,8 @@ __attribute__((noinline)) void dot_products(int rows, int64_t depth, const typen
             }
         };
         int64_t d = begin;
-        for (; d + kElements <= end; d += kElements) add(d, [](const T* from) FASTATTN_BODY { return load_steps(from); });
+        for (; d + kElements <= end; d += kElements)
+            add(d, [](const T* from) FASTATTN_BODY { return load_steps(from); });
         if (d < end) {
             const int64_t count = end - d;
             add(d, [count](const T* from) FASTATTN_BODY { return load_last_steps(from, count); });
