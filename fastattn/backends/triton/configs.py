@@ -220,6 +220,7 @@ _ATTENTION = (
     *_attention("attention_backward_rows", _HOPPER, 16, (128, 128, 64, 8, 1), (512, 64, 64, 4, 1)),
     *_attention("attention_backward_rows", (), 16, (128, 64, 32, 4, 1, 16), (512, 32, 32, 4, 1, 96)),
     *_attention("attention_backward_rows", (), 32, (128, 32, 32, 4, 1), (512, 16, 32, 4, 1)),
+    *_attention("attention_backward_query", ("sm_100",), 16, (128, 128, 64, 8, 2, 16)),
     *_attention(
         "attention_backward_query", _HOPPER, 16, (128, 128, 64, 8, 2), (256, 64, 64, 8, 2, 8), (512, 64, 32, 8, 2)
     ),
