@@ -202,20 +202,25 @@ _AMPERE = ("sm_80",)
 # In 16 bits a program's own rows are 128 where registers allow it. Products in float32 are no matrix instructions: small tiles.
 # The width is twice that of the heads where a call has dropout or something is added to its scores (attention_problem.py).
 # What spills: the gradients of keys and values of head_dim 256, both of which lie in registers, and tiles with dropout or a
-# mask at that width.
+# mask at that width. Elsewhere a few bytes, stored before the loop over tiles and loaded after it or once a head, for the sake of
+# a larger tile or of a third block on the multiprocessor (64 by 32 in attention_forward and attention_backward_rows).
+# attention_backward_key on sm_80: the sums of 128 keys of head_dim 128 take half of eight warps' registers. Blocks of 16 queries
+# leave room for what a window and packed sequences ask besides; blocks of 32 spill up to 280 bytes then, some of it in the loop.
+# 64 keys would take as many registers with four warps, and with eight the matrix units would make half of the products twice.
 _ATTENTION = (
     *_attention("attention_forward", _HOPPER, 16, (64, 128, 64, 4, 3), (128, 128, 64, 8, 2), (512, 128, 32, 8, 2)),
-    *_attention("attention_forward", _AMPERE, 16, (64, 128, 64, 4, 3), (128, 128, 64, 8, 2)),
+    *_attention("attention_forward", _AMPERE, 16, (64, 128, 64, 4, 3), (128, 128, 64, 8, 2, 16)),
     *_attention("attention_forward", _AMPERE, 16, (256, 64, 32, 4, 2, 64), (512, 64, 32, 8, 1)),
-    *_attention("attention_forward", (), 16, (64, 128, 64, 4, 1, 8), (128, 64, 32, 4, 1)),
+    *_attention("attention_forward", (), 16, (64, 128, 64, 4, 1, 8), (128, 64, 32, 4, 1, 8)),
     *_attention("attention_forward", (), 16, (256, 64, 32, 8, 1), (512, 32, 32, 4, 1)),
     *_attention("attention_forward", (), 32, (128, 64, 32, 4, 1), (512, 32, 32, 4, 1)),
     *_attention("attention_summary", _HOPPER, 16, (128, 64, 64, 4, 2), (512, 64, 32, 4, 1)),
     *_attention("attention_summary", (), 16, (128, 64, 32, 4, 1), (512, 32, 32, 4, 1)),
     *_attention("attention_summary", (), 32, (128, 32, 32, 4, 1, 8), (512, 16, 32, 4, 1)),
     *_attention("attention_backward_rows", _HOPPER, 16, (128, 128, 64, 8, 1), (512, 64, 64, 4, 1)),
-    *_attention("attention_backward_rows", (), 16, (128, 64, 32, 4, 1), (512, 32, 32, 4, 1, 96)),
+    *_attention("attention_backward_rows", (), 16, (128, 64, 32, 4, 1, 16), (512, 32, 32, 4, 1, 96)),
     *_attention("attention_backward_rows", (), 32, (128, 32, 32, 4, 1), (512, 16, 32, 4, 1)),
+    *_attention("attention_backward_query", ("sm_100",), 16, (128, 128, 64, 8, 2, 16)),
     *_attention(
         "attention_backward_query", _HOPPER, 16, (128, 128, 64, 8, 2), (256, 64, 64, 8, 2, 8), (512, 64, 32, 8, 2)
     ),
@@ -226,9 +231,11 @@ _ATTENTION = (
     *_attention("attention_backward_query", (), 32, (128, 32, 32, 4, 1), (512, 16, 32, 4, 1)),
     *_attention("attention_backward_key", _HOPPER, 16, (128, 32, 128, 8, 2, 208)),
     *_attention("attention_backward_key", _HOPPER, 16, (256, 32, 64, 8, 2, 1048), (512, 16, 64, 8, 2, 560)),
-    *_attention("attention_backward_key", _AMPERE, 16, (128, 32, 128, 8, 2, 40)),
+    *_attention("attention_backward_key", _AMPERE, 16, (64, 32, 128, 8, 2), (128, 16, 128, 8, 2)),
     *_attention("attention_backward_key", _AMPERE, 16, (256, 32, 64, 8, 1, 120), (512, 16, 64, 8, 1, 64)),
-    *_attention("attention_backward_key", (), 16, (128, 32, 64, 4, 1, 8), (256, 16, 32, 4, 1, 24), (512, 16, 32, 8, 1)),
+    *_attention(
+        "attention_backward_key", (), 16, (128, 32, 64, 4, 1, 48), (256, 16, 32, 4, 1, 40), (512, 16, 32, 8, 1)
+    ),
     *_attention("attention_backward_key", (), 32, (128, 32, 32, 4, 1), (512, 32, 16, 4, 1)),
     *_attention("attention_mask_gradient", _HOPPER, 16, (256, 64, 64, 8, 2), (512, 64, 32, 8, 2, 160)),
     *_attention("attention_mask_gradient", (), 16, (256, 32, 32, 4, 1), (512, 32, 32, 8, 1, 368)),
