@@ -207,6 +207,8 @@ _AMPERE = ("sm_80",)
 # attention_backward_key on sm_80: the sums of 128 keys of head_dim 128 take half of eight warps' registers. Blocks of 16 queries
 # leave room for what a window and packed sequences ask besides; blocks of 32 spill up to 280 bytes then, some of it in the loop.
 # 64 keys would take as many registers with four warps, and with eight the matrix units would make half of the products twice.
+# On sm_100 packed causal calls store 504 bytes before the loop over tiles and load part of them once a head; with one stage there
+# are none, and no tile on its way while another is multiplied.
 _ATTENTION = (
     *_attention("attention_forward", _HOPPER, 16, (64, 128, 64, 4, 3), (128, 128, 64, 8, 2), (512, 128, 32, 8, 2)),
     *_attention("attention_forward", _AMPERE, 16, (64, 128, 64, 4, 3), (128, 128, 64, 8, 2, 16)),
@@ -229,8 +231,9 @@ _ATTENTION = (
     ),
     *_attention("attention_backward_query", (), 16, (128, 64, 32, 4, 1), (256, 32, 32, 4, 1), (512, 32, 32, 8, 1, 720)),
     *_attention("attention_backward_query", (), 32, (128, 32, 32, 4, 1), (512, 16, 32, 4, 1)),
-    *_attention("attention_backward_key", _HOPPER, 16, (128, 32, 128, 8, 2, 208)),
-    *_attention("attention_backward_key", _HOPPER, 16, (256, 32, 64, 8, 2, 1048), (512, 16, 64, 8, 2, 560)),
+    *_attention("attention_backward_key", ("sm_100",), 16, (128, 32, 128, 8, 2, 504)),
+    *_attention("attention_backward_key", _HOPPER, 16, (128, 32, 128, 8, 2, 208), (256, 32, 64, 8, 2, 1048)),
+    *_attention("attention_backward_key", _HOPPER, 16, (512, 16, 64, 8, 2, 568)),
     *_attention("attention_backward_key", _AMPERE, 16, (64, 32, 128, 8, 2), (128, 16, 128, 8, 2)),
     *_attention("attention_backward_key", _AMPERE, 16, (256, 32, 64, 8, 1, 120), (512, 16, 64, 8, 1, 64)),
     *_attention(
