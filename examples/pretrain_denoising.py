@@ -7,8 +7,9 @@ computed by neither, but for attention's in plain torch. 15 % of the tokens are 
 vocabulary. The number is the share of chosen tokens that the encoder restores in modules that were held out, against the most
 frequent token, and against the token that stands most often between the two that are seen on either side.
 
-In 240 steps it restored 27.9% of the tokens, against 5.1% by the most frequent token and 26.0% by the neighbours (fastattn alone,
-two threads of an AMD EPYC, in three minutes; with plain torch beside it the example takes longer).
+In 240 steps it restored 27.9% of the tokens, against 5.1% by the most frequent token and 26.0% by the neighbours. A step with
+fastattn was 1.62 times as fast as in plain torch and took 349 MiB instead of 1090, the loss the same to 2.6e-5 (two threads of an
+AMD EPYC; eight minutes).
 
 Run it: python examples/pretrain_denoising.py --out out
 """
