@@ -220,6 +220,11 @@ def angles(cos: Tensor, sin: Tensor, other_name: str, other: Tensor, shape: Sequ
         )
 
 
+def angles_with_heads(cos: Tensor | None, sin: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """Checked cosines and sines as a backend receives them: (batch or 1, seq, rotary_dim) gets a dimension for the heads."""
+    return (cos.unsqueeze(1), sin.unsqueeze(1)) if cos is not None and sin is not None and cos.ndim == 3 else (cos, sin)
+
+
 def window_sides(window: tuple[int | None, int | None] | None) -> tuple[int, int]:
     """(left, right) with -1 for no limit."""
     if window is None:

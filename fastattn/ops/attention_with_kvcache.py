@@ -76,8 +76,7 @@ def attention_with_kvcache(
     batch, heads, _, head_dim = query.shape
     if alibi_slopes is not None:
         alibi_slopes = _checks.slopes(alibi_slopes, query, batch, heads)
-    if cos is not None and sin is not None and cos.ndim == 3:
-        cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
+    cos, sin = _checks.angles_with_heads(cos, sin)
     left, right = (-1, -1) if window is None else _checks.window_sides(window)
     args = (
         query,

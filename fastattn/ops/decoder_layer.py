@@ -78,11 +78,10 @@ def decoder_layer(
         weights = tuple(converted)
     plain = not _library.watched(x, k_cache, v_cache, cache_seqlens, *weights, cos, sin)
     tensors = (x, k_cache, v_cache, cache_seqlens, *weights)
-    angles = (_as_received(cos), _as_received(sin))
-    if not (plain and _library.fits("decoder_layer_fits", *tensors, *angles)):
-        given: tuple[Any, ...] = (*tensors, cos, sin)
-        angles = _check_layer(*given)
-    if _library.needs_grad(x, k_cache, v_cache, *weights, *angles):
+    given: tuple[Any, ...] = (*tensors, cos, sin)
+    if not (plain and _library.fits("decoder_layer_fits", *given)):
+        _check_layer(*given)
+    if _library.needs_grad(x, k_cache, v_cache, *weights, cos, sin):
         raise RuntimeError(
             "decoder_layer changes its cache in place and has no gradient; call it under torch.no_grad(), or train with "
             "fastattn.models.DecoderLM"
@@ -95,7 +94,7 @@ def decoder_layer(
         )
     args = (
         *tensors,
-        *angles,
+        *_checks.angles_with_heads(cos, sin),
         activation_name(activation),
         norm,
         _checks.not_negative("eps1", eps1),
@@ -108,12 +107,6 @@ def decoder_layer(
         # So that autograd notices if somebody saved the cache for a backward.
         torch.autograd.graph.increment_version((k_cache, v_cache))
     return out
-
-
-def _as_received(angles: Tensor | None) -> Tensor | None:
-    """(batch or 1, seq, rotary_dim) as (batch or 1, 1, seq, rotary_dim); anything else as it is."""
-    strided = isinstance(angles, Tensor) and angles.layout is torch.strided and angles.ndim == 3
-    return angles.unsqueeze(1) if strided and angles is not None else angles
 
 
 def _check_layer(
@@ -136,8 +129,8 @@ def _check_layer(
     norm2_bias: Tensor | None,
     cos: Tensor | None,
     sin: Tensor | None,
-) -> tuple[Tensor | None, Tensor | None]:
-    """Says what is wrong; else cos and sin as a backend receives them."""
+) -> None:
+    """Says what is wrong, if anything is."""
     _checks.floating("x", x)
     _checks.rank("x", x, "(batch, new, width)", 3)
     batch, new, width = x.shape
@@ -184,11 +177,10 @@ def _check_layer(
     for name, parameter in norms.items():
         _checks.affine(name, parameter, x, width)
     if cos is None and sin is None:
-        return None, None
+        return
     if cos is None or sin is None:
         raise ValueError("one of cos and sin is given without the other; pass both or none")
     _checks.angles(cos, sin, "x", x, (batch, kv_heads, new, head_dim))
-    return _as_received(cos), _as_received(sin)
 
 
 def _fake_forward(x, *rest):

@@ -40,9 +40,7 @@ def rotary_embedding(
     if k.shape[0] != q.shape[0] or k.shape[2:] != q.shape[2:]:
         raise ValueError(f"q has shape {tuple(q.shape)} and k {tuple(k.shape)}; only the number of heads may differ")
     _checks.angles(cos, sin, "q", q, q.shape)
-    if cos.ndim == 3:
-        cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
-    args = (q, k, cos, sin, _checks.flag("interleaved", interleaved))
+    args = (q, k, *_checks.angles_with_heads(cos, sin), _checks.flag("interleaved", interleaved))
     backend = dispatch.choose("rotary_embedding", args)
     if backend == "eager":
         return _eager(*args)
