@@ -4,33 +4,24 @@ Starting a process costs seconds, so one pair of them runs every case, each writ
 and the tests compare it with what this process computes on the whole batch.
 """
 
-import os
-import sys
-import time
 from collections.abc import Callable
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
-from unittest import mock
 
 import pytest
 import torch
 from model_cases import assert_same, decoder
 from nn_reference import randomise
+from processes import PROCESSES, needs_gloo, run_in_processes
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import fastattn.nn as fnn
 from fastattn.ops import linear_cross_entropy
 
-pytestmark = pytest.mark.skipif(
-    sys.platform != "linux" and not (distributed.is_available() and distributed.is_gloo_available()),
-    reason="torch was built without gloo",
-)
+pytestmark = needs_gloo
 
-PROCESSES = 2
-TIMEOUT = timedelta(seconds=60)  # of every collective, so that a process that dies ends the other
 STEPS, STEP = 2, 0.3
 
 
@@ -180,12 +171,8 @@ def train(model: nn.Module, batch: tuple[Tensor, ...], loss_of: Callable[..., Te
     return {"losses": torch.stack(losses), "gradients": gradients, "moved": moved}
 
 
-def run(rank: int, folder: str) -> None:
+def train_all(rank: int, folder: Path) -> None:
     """What each process does."""
-    torch.set_num_threads(1)
-    distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=PROCESSES, timeout=TIMEOUT
-    )
     for name, case in CASES.items():
         model, batch, loss_of = case.make()
         found = train(case.wrap(model), case.share(batch, rank), loss_of)
@@ -193,24 +180,13 @@ def run(rank: int, folder: str) -> None:
             distributed.all_reduce(found["losses"])
             found["losses"] /= PROCESSES
         if rank == 0:
-            torch.save(found, f"{folder}/{name}")
-    distributed.barrier()  # a process that leaves early closes what the other still reads from
-    distributed.destroy_process_group()
+            torch.save(found, folder / name)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("distributed")
-    with mock.patch.dict(os.environ, OMP_NUM_THREADS="1"):
-        processes = torch.multiprocessing.spawn(run, (str(path),), nprocs=PROCESSES, join=False)
-    deadline = time.monotonic() + 3 * TIMEOUT.total_seconds()
-    try:
-        while not processes.join(timeout=1.0):  # raises what a process raised
-            if time.monotonic() > deadline:
-                pytest.fail("the processes did not end")
-    finally:
-        for process in processes.processes:
-            process.kill()
+    run_in_processes(train_all, path)
     return path
 
 

@@ -1,19 +1,19 @@
 """The contrastive loss across processes: two of them, each with its rows, find the gradients of one with all rows."""
 
 from collections.abc import Callable
-from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 import torch
 import torch.distributed as dist
+from processes import PROCESSES, needs_gloo, run_in_processes
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fastattn.losses import ContrastiveLoss
 
-PROCESSES, ROWS, WIDTH = 2, 5, 12
+ROWS, WIDTH = 5, 12
 
 
 class Case(NamedTuple):
@@ -108,18 +108,10 @@ def check_refusals(rank: int) -> None:
     assert torch.equal(pair(x, x), ContrastiveLoss()(x, x))  # in a group of one there are no others
 
 
-def process(rank: int, file: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{file}", rank=rank, world_size=PROCESSES, timeout=timedelta(seconds=60)
-    )
-    try:
-        for name, case in CASES.items():
-            _named(name, check_gradients, rank, case)
-        check_refusals(rank)
-        dist.barrier()  # so that neither closes the connection while the other still reads
-    finally:
-        dist.destroy_process_group()
+def check_all(rank: int, folder: Path) -> None:
+    for name, case in CASES.items():
+        _named(name, check_gradients, rank, case)
+    check_refusals(rank)
 
 
 def _named(name: str, check: Callable, *args: object) -> None:
@@ -129,6 +121,6 @@ def _named(name: str, check: Callable, *args: object) -> None:
         raise AssertionError(f"{name}: {error}") from error
 
 
-@pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="torch was built without gloo")
+@needs_gloo
 def test_two_processes_find_the_gradients_of_one(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(process, args=(str(tmp_path / "rendezvous"),), nprocs=PROCESSES)
+    run_in_processes(check_all, tmp_path)

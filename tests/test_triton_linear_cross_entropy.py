@@ -178,9 +178,6 @@ def test_unsupported_says_why() -> None:
     target = torch.zeros(4, dtype=torch.int64, device=DEVICE)
     reasons = fastattn.explain("linear_cross_entropy", x[:0], weight, target[:0]).reasons
     assert "no empty x" in reasons["triton"]
-    learnt = torch.ones(5, device=DEVICE, requires_grad=True)
-    reasons = fastattn.explain("linear_cross_entropy", x, weight, target, class_weight=learnt).reasons
-    assert "no gradient for class_weight" in reasons["triton"]
     assert (
         "not in float64"
         in fastattn.explain("linear_cross_entropy", x.double(), weight.double(), target).reasons["triton"]

@@ -19,9 +19,8 @@ def divides(name: str, divisor: int, of_name: str, of: int) -> None:
         raise ValueError(f"{of_name} is {of} and {name} {divisor}; expected {name} to divide {of_name}")
 
 
-def one_of(name: str, given: object, known: tuple[str, ...]) -> None:
-    if given not in known:
-        raise ValueError(f"{name} is {given!r}; expected one of {', '.join(map(repr, known))}")
+def one_of(config: Any, name: str, known: tuple[str, ...]) -> None:
+    _checks.one_of(name, getattr(config, name), known)
 
 
 def probabilities(config: Any, *names: str) -> None:

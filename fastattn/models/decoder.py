@@ -76,8 +76,8 @@ class DecoderLMConfig:
             self.head_dim = self.d_model // self.heads
         _checks.sizes(self, "head_dim")
         _checks.divides("kv_heads", self.kv_heads, "heads", self.heads)
-        _checks.one_of("positions", self.positions, ("learned", "rotary"))
-        _checks.one_of("norm", self.norm, ("layer", "rms"))
+        _checks.one_of(self, "positions", ("learned", "rotary"))
+        _checks.one_of(self, "norm", ("layer", "rms"))
         _checks.probabilities(self, "dropout", "attention_dropout")
 
     @property

@@ -49,7 +49,7 @@ class HeadConfig:
         if isinstance(self.encoder, dict):  # from a config.json
             self.encoder = EncoderConfig(**self.encoder)
         _checks.sizes(self, "labels")
-        _checks.one_of("pooling", self.pooling, POOLINGS)
+        _checks.one_of(self, "pooling", POOLINGS)
         _checks.probabilities(self, "dropout")
 
     @property

@@ -131,6 +131,12 @@ def probability(name: str, p: float) -> None:
         raise ValueError(f"{name} is {p}; expected a probability between 0 and 1")
 
 
+def one_of(name: str, given: object, known: Sequence[str]) -> None:
+    if not isinstance(given, str) or given not in known:
+        *first, last = map(repr, known)
+        raise ValueError(f"{name} is {given!r}; expected {', '.join(first)} or {last}")
+
+
 def attention_shapes(query: Tensor, key: Tensor, value: Tensor, q_layout: str, k_layout: str, ndim: int) -> None:
     """What the three forms of attention share: rank, dtype, device, head_dim, and heads a multiple of kv_heads.
 
@@ -192,12 +198,14 @@ def slopes(alibi_slopes: Tensor, query: Tensor, batch: int, heads: int) -> Tenso
         )
     if alibi_slopes.device != query.device:
         raise ValueError(f"alibi_slopes is on {alibi_slopes.device} but query is on {query.device}; move one")
-    if alibi_slopes.requires_grad and torch.is_grad_enabled():
-        raise ValueError(
-            "alibi_slopes requires a gradient, and has none: pass alibi_slopes.detach(), or add the bias by attn_mask, "
-            "which has one"
-        )
+    without_gradient("alibi_slopes", alibi_slopes, ", or add the bias by attn_mask, which has one")
     return alibi_slopes if alibi_slopes.dtype in (torch.float32, torch.float64) else alibi_slopes.float()
+
+
+def without_gradient(name: str, x: Tensor, otherwise: str = "") -> None:
+    """Of a tensor that is a constant in what it goes into: silence would leave its gradient None."""
+    if x.requires_grad and torch.is_grad_enabled():
+        raise ValueError(f"{name} requires a gradient, and has none: pass {name}.detach(){otherwise}")
 
 
 def angles(cos: Tensor, sin: Tensor, other_name: str, other: Tensor, shape: Sequence[int]) -> None:

@@ -86,8 +86,7 @@ def decoder_layer(
             "decoder_layer changes its cache in place and has no gradient; call it under torch.no_grad(), or train with "
             "fastattn.models.DecoderLM"
         )
-    if norm not in NORMS:
-        raise ValueError(f"norm is {norm!r}; expected 'layer' or 'rms'")
+    _checks.one_of("norm", norm, NORMS)
     if norm == "rms" and (norm1_bias is not None or norm2_bias is not None):
         raise ValueError(
             "norm is 'rms' and norm1_bias or norm2_bias is given; RMS norm has no bias: pass None for both"

@@ -31,7 +31,7 @@ def linear_cross_entropy(
         weight: (vocabulary, dim). bias: (vocabulary,).
         target: (…), int64, class numbers or ignore_index.
         ignore_index, label_smoothing, reduction: as in `torch.nn.functional.cross_entropy`; class_weight is its `weight`,
-            (vocabulary,).
+            (vocabulary,), and has no gradient, as there.
         z_loss: factor of the squared logsumexp of each row that is not ignored.
         softcap: logits become softcap · tanh(logit / softcap).
 
@@ -69,8 +69,8 @@ def linear_cross_entropy(
             )
         if class_weight.device != x.device:
             raise ValueError(f"class_weight is on {class_weight.device} but x is on {x.device}; move one")
-    if not isinstance(reduction, str) or reduction not in ("mean", "sum", "none"):
-        raise ValueError(f"reduction is {reduction!r}; expected 'mean', 'sum' or 'none'")
+        _checks.without_gradient("class_weight", class_weight)
+    _checks.one_of("reduction", reduction, ("mean", "sum", "none"))
     _checks.probability("label_smoothing", label_smoothing)
     z_loss = _checks.not_negative("z_loss", z_loss)
     ignore_index = _checks.integer("ignore_index", ignore_index)

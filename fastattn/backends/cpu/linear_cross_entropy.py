@@ -24,8 +24,6 @@ def unsupported(
     """Why the kernel cannot take this call; None if it can."""
     if x.numel() == 0 or weight.numel() == 0:
         return "it takes no empty x or weight"
-    if class_weight is not None and class_weight.requires_grad:
-        return "it has no gradient for class_weight; detach it if you need none"
     return _native.unsupported(x, weight, bias)
 
 
