@@ -38,8 +38,9 @@ def additive_calls(
     q, k = draw(FEW if few else queries), draw(FEW if few else keys)
     query_dim, key_dim, value_dim = (draw(FEW if few else dims) for _ in range(3))
     hidden = min(draw(FEW if few else dims), max(MOST_ELEMENTS // max(q * k * max(torch.Size(lead).numel(), 1), 1), 1))
-    # Sums a + b from tiny, where tanh is almost the sum, to those beyond the kernel's reach; weights v from small to large.
-    scale, v_scale = draw(st.sampled_from((1.0, 1.0, 1e-3, 3.0, 30.0))), draw(st.sampled_from((1.0, 0.1, 4.0)))
+    # Sums a + b from small, where tanh is almost the sum, to those beyond the kernel's reach; weights v from small to large.
+    # (Of smaller ones the gradients of query and key are the rounding of what adds up to nothing: test_sums_of_every_size.)
+    scale, v_scale = draw(st.sampled_from((1.0, 1.0, 0.1, 3.0, 30.0))), draw(st.sampled_from((1.0, 0.1, 4.0)))
 
     def normal(*shape: int, scale: float = 1.0) -> Tensor:
         values = (torch.randn(shape, generator=generator) * scale).to(dtype)

@@ -114,11 +114,13 @@ void backward(const FeedForwardBackward& args) {
                 }
             });
         };
-        gemm(rows, count, outer, grad_out, w2.from(0, first), through_hidden);
+        gemm(rows, count, outer, grad_out, w2.from(0, first), through_hidden,
+             needs_pre ? written(pre_space.get(), stride) : Written{},
+             needs_hidden ? written(hidden_space.get(), stride) : Written{});
     };
     // grad_x = [the sum so far +] grad . weight; rounded where it is the `last` part.
     auto add_to_x = [&](int64_t count, const Matrix<T>& grad, const Matrix<T>& weight, bool adds, bool last) {
-        gemm(rows, inner, count, grad, weight, [&](int64_t row, int64_t column, int64_t columns, const float* sums) {
+        auto epilogue = [&](int64_t row, int64_t column, int64_t columns, const float* sums) {
             T* to = args.grad_x.as<T>() + row * args.grad_x.stride[0] + column;
             float* sum;
             if constexpr (std::is_same_v<T, float>) {
@@ -134,7 +136,10 @@ void backward(const FeedForwardBackward& args) {
                     store(sum + i, value, lanes);
                 }
             });
-        });
+        };
+        const bool apart = in_parts && !std::is_same_v<T, float>;
+        gemm(rows, inner, count, grad, weight, epilogue,
+             apart ? written(sum_space.get(), inner) : written<T>(args.grad_x));
     };
 
     const bool needs_block = needs_hidden || needs_pre || needs_gate;

@@ -42,7 +42,8 @@ void find_hidden(const FeedForwardForward& args, const float* b1, int64_t first,
                 store(to + i, activate<kActivation>(value), lanes);
             });
         };
-        gemm(count, width, inner, x, matrix_of<T>(args.w_gate).transposed(), gate);
+        gemm(count, width, inner, x, matrix_of<T>(args.w_gate).transposed(), gate, written(hidden, width),
+             written<T>(args.pre_gate, first));
     }
     auto activated = [&](int64_t row, int64_t column, int64_t columns, const float* sums) {
         T* pre = row_of<T>(args.pre, first + row, column);
@@ -60,7 +61,8 @@ void find_hidden(const FeedForwardForward& args, const float* b1, int64_t first,
             store(to + i, value, lanes);
         });
     };
-    gemm(count, width, inner, x, matrix_of<T>(args.w1).transposed(), activated);
+    gemm(count, width, inner, x, matrix_of<T>(args.w1).transposed(), activated, written(hidden, width),
+         written<T>(args.pre, first));
 }
 
 template <class T>
@@ -86,7 +88,8 @@ void forward(const FeedForwardForward& args) {
                 store(out + i, value, lanes);
             });
         };
-        gemm(count, outer, width, Matrix<T>{hidden.get(), width, 1}, matrix_of<T>(args.w2).transposed(), finish);
+        gemm(count, outer, width, Matrix<T>{hidden.get(), width, 1}, matrix_of<T>(args.w2).transposed(), finish,
+             written<T>(args.out, first));
     }
 }
 

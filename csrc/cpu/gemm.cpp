@@ -38,13 +38,14 @@ void product_into(int64_t rows, int64_t columns, int64_t depth, Matrix<T> a, Mat
         turned.stride[0] = out.stride[1], turned.stride[1] = out.stride[0];
         return product_into<T>(columns, rows, depth, b.transposed(), a.transposed(), turned, accumulate);
     }
-    gemm(rows, columns, depth, a, b, [&](int64_t row, int64_t column, int64_t count, const float* sums) {
+    auto epilogue = [&](int64_t row, int64_t column, int64_t count, const float* sums) {
         T* to = out.as<T>() + row * out.stride[0] + column;
         each_vector(0, count, [&](int64_t i, int, auto lanes) FASTATTN_BODY {
             const Vec value = load(sums + i);
             store(to + i, accumulate ? value + load(to + i, lanes) : value, lanes);
         });
-    });
+    };
+    gemm(rows, columns, depth, a, b, epilogue, written<T>(out));
 }
 
 #define FASTATTN_PRODUCT(T)                                                                             \

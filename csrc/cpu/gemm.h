@@ -13,7 +13,8 @@
 //                 |     |     |     |         where the depth is short.
 //
 // A matrix unit (matrix_unit.h) multiplies so much faster that panels of B from the third-level cache would hold it up:
-// there blocks have four times the rows and a third of the columns, so that their part of B stays in the second level.
+// there blocks have four times the rows and a third of the columns or less, so that their part of B stays in the second
+// level. Sums that are read again cost it as much, so that a depth block has four times the steps.
 //
 // Sums over more than kDepthBlock are made in equal parts, added in order: for accuracy, and to fit the caches. The cut
 // depends on the shape alone, so results do not depend on the number of threads.
@@ -42,9 +43,8 @@ class Product {
     static constexpr int64_t kSteps = M::kSteps;
     static constexpr int64_t kRows = kStripRows<Step>;
     static constexpr int64_t kBlockRows = gemm_detail::kBlockRows<Step>, kBlockStrips = kBlockRows / kRows;
-    static constexpr int64_t kDepthBlock = kOnUnit<Step> ? 384 : 192;  // steps
-    static constexpr int64_t kBlockColumns = kOnUnit<Step> ? 512 : 1536, kBlockPanels = kBlockColumns / kTileColumns;
-    static constexpr int64_t kWhole = kSteps * kWholeSteps<Step>;  // elements that the depth is filled up to
+    static constexpr int64_t kDepthBlock = kOnUnit<Step> ? 768 : 192;  // steps
+    static constexpr int64_t kWhole = kSteps * kWholeSteps<Step>;      // elements that the depth is filled up to
 
   public:
     Product(int64_t rows, int64_t columns, int64_t depth, Matrix<T> a, Matrix<T> b)
@@ -59,7 +59,9 @@ class Product {
         rows_at_once_ = depth_at_once_ < depth ? smaller(rows, kRowsAtOnce) : rows;
         parallel_ = worth_threads(rows, columns, steps);
         threads_ = parallel_ ? thread_count(int64_t{1} << 30) : 1;
-        block_strips_ = kBlockStrips, block_panels_ = ceil_div(panels, ceil_div(panels, kBlockPanels));
+        block_strips_ = kBlockStrips;
+        const int64_t most = block_columns(steps) / kTileColumns;
+        block_panels_ = ceil_div(panels, ceil_div(panels, most));
         // Smaller blocks where these would be few; narrow ones last. An element's sum is the same in any block.
         const int64_t tasks = smaller(kTasks, threads_ * kTasksOfThread);
         auto few = [&] { return ceil_div(strips, block_strips_) * ceil_div(panels, block_panels_) < tasks; };
@@ -77,7 +79,7 @@ class Product {
         const Scratch<Step> packed(panels_at_once_ * panel_size_);
         const Scratch<float> totals(in_parts ? round_up(rows_at_once_, kRows) * columns_at_once : 0);
         const int64_t strip_size = (a_.column == 1 ? kRows : kBlockRows) * strip_row_;
-        const int64_t sum_rows = in_parts ? 0 : finish.whole_blocks || depth_block_ < depth_ ? kBlockRows : kRows;
+        const int64_t sum_rows = in_parts ? 0 : finish.transposed || depth_block_ < depth_ ? kBlockRows : kRows;
         const int64_t sum_stride = block_panels_ * kTileColumns;
         const Scratch<float> workspace(strip_size + sum_rows * sum_stride, threads_);
 
@@ -123,6 +125,11 @@ class Product {
         int64_t stride;
         bool keeps_rows;  // whether sums has a place for each strip, or one for all
     };
+
+    static constexpr int64_t block_columns(int64_t steps) {
+        if (!kOnUnit<Step>) return 1536;
+        return steps <= kDepthBlock / 2 ? 512 : steps <= kDepthBlock ? 384 : 256;
+    }
 
     // Rows of A that would take the same few sets of the first-level cache.
     bool rows_collide() const { return (a_.row * static_cast<int64_t>(sizeof(T)) + 128) % 4096 < 256; }
@@ -202,6 +209,7 @@ class Product {
                 float* sums = block.sums + (block.keeps_rows ? r * block.stride : 0);
                 const Step* panel = panels + d / kSteps * kTileColumns;
                 for (int64_t c = 0; c < block.columns; c += kTileColumns, panel += panel_size_) {
+                    if (last) ask_for(finish, block.row + r, rows, c0 + block.column + c, block.columns - c);
                     if (block.columns - c > kLanes) {
                         tile_rows<Step>(static_cast<int>(rows), steps, strip.data, strip.row, strip.step, panel,
                                         kTileColumns, sums + c, block.stride, adds);
@@ -210,15 +218,28 @@ class Product {
                                                       panel, kTileColumns, sums + c, block.stride, adds);
                     }
                 }
-                if (last && !finish.whole_blocks) {
+                if (last && !finish.transposed) {
                     finish.function(finish.epilogue, block.row + r, rows, c0 + block.column, block.columns, sums,
                                     block.stride);
                 }
             }
         }
-        if (last_part && finish.whole_blocks) {
+        if (last_part && finish.transposed) {
             finish.function(finish.epilogue, block.row, block.rows, c0 + block.column, block.columns, block.sums,
                             block.stride);
+        }
+    }
+
+    // A tile's part of what the epilogue writes.
+    static FASTATTN_INLINE void ask_for(const Finish& finish, int64_t row, int64_t rows, int64_t column,
+                                        int64_t columns) {
+        columns = smaller(columns, kTileColumns);
+        for (const Written& written : finish.written) {
+            if (finish.transposed) {
+                written.ask_for(column, columns, row, rows);
+            } else {
+                written.ask_for(row, rows, column, columns);
+            }
         }
     }
 

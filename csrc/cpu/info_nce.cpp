@@ -305,7 +305,7 @@ class Contrast {
     // rows first … of out = [what was added before +] a . b.
     void add_product(int64_t rows, int64_t depth, Matrix<T> a, Matrix<T> b, const Tensor& out, int64_t first,
                      float* sums_apart, bool begins, bool ends) const {
-        gemm(rows, dim_, depth, a, b, [&](int64_t row, int64_t column, int64_t n, const float* sums) {
+        auto epilogue = [&](int64_t row, int64_t column, int64_t n, const float* sums) {
             T* to = out.as<T>() + (first + row) * out.stride[0] + column;
             float* apart = sums_apart + row * dim_ + column;
             each_vector(0, n, [&](int64_t i, int, auto lanes) FASTATTN_BODY {
@@ -317,7 +317,8 @@ class Contrast {
                     store(to + i, value, lanes);
                 }
             });
-        });
+        };
+        gemm(rows, dim_, depth, a, b, epilogue, kSummedApart ? written(sums_apart, dim_) : written<T>(out, first));
     }
 
     void write_temperature_gradient() const {

@@ -156,16 +156,18 @@ class CrossEntropy {
 
     void find_logits(int64_t first, int64_t count) const {
         const float cap = args_.softcap;
-        gemm(classes_, count, dim_, matrix_of<T>(args_.weight), counted_.x().from(first, 0).transposed(),
-             [&](int64_t c, int64_t row, int64_t n, const float* sums) {
-                 float* to = logits(c) + row;
-                 const Vec bias = splat(bias_ ? bias_[c] : 0.0f);
-                 each_vector(0, n, [&](int64_t i, int, auto lanes) FASTATTN_BODY {
-                     Vec value = load(sums + i) + bias;
-                     if (cap > 0.0f) value = cap * tanh(value / cap);
-                     store(to + i, value, lanes);
-                 });
-             });
+        gemm(
+            classes_, count, dim_, matrix_of<T>(args_.weight), counted_.x().from(first, 0).transposed(),
+            [&](int64_t c, int64_t row, int64_t n, const float* sums) {
+                float* to = logits(c) + row;
+                const Vec bias = splat(bias_ ? bias_[c] : 0.0f);
+                each_vector(0, n, [&](int64_t i, int, auto lanes) FASTATTN_BODY {
+                    Vec value = load(sums + i) + bias;
+                    if (cap > 0.0f) value = cap * tanh(value / cap);
+                    store(to + i, value, lanes);
+                });
+            },
+            written(logits(0), stride_));
         for (int64_t c = 0; count % kLanes && c < classes_; ++c) {  // whole vectors are read
             for (int64_t r = count; r < round_up(count, kLanes); ++r) logits(c)[r] = 0.0f;
         }
@@ -298,20 +300,23 @@ class CrossEntropy {
         }
         if (args_.grad_weight.present()) {
             const bool begun = first > 0, ends = first + count >= rows_;
-            gemm(classes_, dim_, count, u, counted_.x().from(first, 0),
-                 [&](int64_t c, int64_t column, int64_t n, const float* sums) {
-                     T* gradient = args_.grad_weight.as<T>() + c * args_.grad_weight.stride[0] + column;
-                     float* total = added_up_ ? weight_sums_.get() + c * dim_ + column : nullptr;
-                     each_vector(0, n, [&](int64_t i, int, auto lanes) FASTATTN_BODY {
-                         Vec value = load(sums + i);
-                         if (begun) value += added_up_ ? load(total + i, lanes) : load(gradient + i, lanes);
-                         if (added_up_ && !ends) {
-                             store(total + i, value, lanes);
-                         } else {
-                             store(gradient + i, value, lanes);
-                         }
-                     });
-                 });
+            const Written out = added_up_ ? written(weight_sums_.get(), dim_) : written<T>(args_.grad_weight);
+            gemm(
+                classes_, dim_, count, u, counted_.x().from(first, 0),
+                [&](int64_t c, int64_t column, int64_t n, const float* sums) {
+                    T* gradient = args_.grad_weight.as<T>() + c * args_.grad_weight.stride[0] + column;
+                    float* total = added_up_ ? weight_sums_.get() + c * dim_ + column : nullptr;
+                    each_vector(0, n, [&](int64_t i, int, auto lanes) FASTATTN_BODY {
+                        Vec value = load(sums + i);
+                        if (begun) value += added_up_ ? load(total + i, lanes) : load(gradient + i, lanes);
+                        if (added_up_ && !ends) {
+                            store(total + i, value, lanes);
+                        } else {
+                            store(gradient + i, value, lanes);
+                        }
+                    });
+                },
+                out);
         }
     }
 

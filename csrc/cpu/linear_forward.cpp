@@ -33,7 +33,7 @@ void forward(const LinearForward& args) {
         });
     };
     gemm(args.out.size[0], columns, args.x.size[1], matrix_of<T>(args.x), matrix_of<T>(args.weight).transposed(),
-         epilogue);
+         epilogue, written<T>(args.out), written<T>(args.pre));
 }
 
 }  // namespace

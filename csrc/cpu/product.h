@@ -51,10 +51,13 @@ void multiply(int64_t rows, int64_t columns, int64_t depth, Matrix<T> a, Matrix<
 
 // epilogue(row, column, columns, sums): C's elements (row, column) … (row, column + columns - 1) in float32; `sums` may
 // be read up to whole vectors. Each element is given once; different threads give different ones.
+// `out` and `other` are what the epilogue writes, if it pays to say so.
 template <class T, class Epilogue>
-inline void gemm(int64_t rows, int64_t columns, int64_t depth, Matrix<T> a, Matrix<T> b, const Epilogue& epilogue) {
-    gemm_detail::multiply(rows, columns, depth, a, b, {gemm_detail::finish_rows<Epilogue>, &epilogue, false},
-                          {gemm_detail::finish_transposed<Epilogue>, &epilogue, true});
+inline void gemm(int64_t rows, int64_t columns, int64_t depth, Matrix<T> a, Matrix<T> b, const Epilogue& epilogue,
+                 Written out = {}, Written other = {}) {
+    gemm_detail::multiply(rows, columns, depth, a, b,
+                          {gemm_detail::finish_rows<Epilogue>, &epilogue, false, {out, other}},
+                          {gemm_detail::finish_transposed<Epilogue>, &epilogue, true, {out, other}});
 }
 
 // out = [out +] A . B, rounded to T. `out` has unit stride along either dimension.
