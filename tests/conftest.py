@@ -25,6 +25,7 @@ if not torch.cuda.is_available():
         os.environ["FASTATTN_CUDA_EMULATED"] = "1"
 
 import isas
+from hypothesis.internal.conjecture import providers
 
 from fastattn.backends.cpu import _native
 
@@ -38,6 +39,10 @@ hypothesis.settings.register_profile(
     suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture, hypothesis.HealthCheck.too_slow],
 )
 hypothesis.settings.load_profile("fastattn")
+# Nor may cases depend on the numbers that stand in whatever modules this process has imported so far, as hypothesis would
+# have it: another worker, or a changed line elsewhere, would draw others.
+if hasattr(providers, "is_local_module_file"):
+    providers.is_local_module_file = lambda path: False
 
 ASKED_EXAMPLES = int(os.environ.get("FASTATTN_TEST_EXAMPLES", "0"))
 INTERPRETED_EXAMPLES = 6  # Triton's interpreter takes its time; FASTATTN_TEST_EXAMPLES=60 draws more
