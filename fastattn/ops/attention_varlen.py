@@ -37,7 +37,8 @@ def attention_varlen(
         query: (total_q, heads, head_dim), float32, bfloat16, float16 or float64, any strides.
         key: (total_k, kv_heads, head_dim); heads is a multiple of kv_heads.
         value: (total_k, kv_heads, value_dim).
-        cu_seqlens_q, cu_seqlens_k: (batch + 1,), int32, from 0 to the total, never decreasing.
+        cu_seqlens_q, cu_seqlens_k: (batch + 1,), int32, from 0 to the total, never decreasing. Those on a GPU are not read
+            back: there they are cut to the total, and what they leave out of the results is not written.
         max_seqlen_q, max_seqlen_k: the longest sequence, or more.
         dropout_p: probability with which each attention weight is zeroed.
         is_causal: aligned to the bottom right: the last query of a sequence sees its last key. (With equal lengths this is

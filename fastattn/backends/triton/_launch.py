@@ -36,7 +36,7 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, config: Config, **con
 
     Args:
         grid: the number of programs in up to three dimensions, of which the last two are at most 65535.
-        args: what the kernel takes before its constants; the first is a tensor, whose device the kernel runs on.
+        args: what the kernel takes before its constants, tensors in tuples, too; it runs on the device of the first one.
         constants: the kernel's `tl.constexpr` parameters beside those of the config.
     """
     if _recorder is not None:
@@ -44,11 +44,25 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, config: Config, **con
         return
     if 0 in grid:
         return
-    args = tuple(living(arg) if isinstance(arg, Tensor) else arg for arg in args)
+    args = _living(args)
     options = {"num_warps": config.num_warps, "num_stages": config.num_stages, "enable_fp_fusion": True}
     # The interpreter puts its own functions in the place of Triton's while a kernel runs: one thread at a time.
-    with _one_at_a_time if interpreted else torch.cuda.device_of(args[0]):
+    with _one_at_a_time if interpreted else torch.cuda.device_of(_first_tensor(args)):
         kernel[grid](*args, **constants, **config.tiles, **options)
+
+
+def _living(args: tuple) -> tuple:
+    """The arguments with the memory that is meant in the place of each tensor."""
+    found = (
+        living(arg) if isinstance(arg, Tensor) else _living(arg) if isinstance(arg, tuple) else arg for arg in args
+    )
+    return type(args)(*found) if hasattr(args, "_fields") else tuple(found)
+
+
+def _first_tensor(args: tuple) -> Tensor:
+    while not isinstance(args[0], Tensor):
+        args = args[0]
+    return args[0]
 
 
 def unsupported(tensor: Tensor, *others: Tensor | None) -> str | None:

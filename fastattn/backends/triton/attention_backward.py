@@ -31,7 +31,7 @@ from ._launch import launch
 from .attention_backward_key import attention_backward_key
 from .attention_backward_query import attention_backward_query
 from .attention_backward_rows import attention_backward_rows
-from .attention_problem import Problem
+from .attention_problem import Problem, heads_of
 
 
 def backward(
@@ -43,60 +43,56 @@ def backward(
     grads: tuple[Tensor, Tensor, Tensor],
 ) -> Tensor:
     """Fills the gradients of query, key and value. Returns the rows' terms, from which a mask's gradient follows."""
-    grad_query, grad_key, grad_value = grads
-    rows = lse.numel()
+    grad_query, grad_key, grad_value = map(heads_of, grads)
+    given, received = problem.given, heads_of(grad_out)
     terms = lse.new_empty((3, *lse.shape))
+    stride_term = lse.numel()
     config = problem.config("attention_backward_rows")
     blocks = triton.cdiv(problem.q_len, config.tiles["QUERIES"])
     launch(
         attention_backward_rows,
         (blocks * problem.heads * problem.batch,),
-        *problem.arguments,
-        grad_out,
-        out,
+        given,
+        received,
+        heads_of(out),
         lse.contiguous(),
         None if grad_lse is None else grad_lse.contiguous(),
         terms,
-        *grad_out.stride(),
-        *out.stride(),
-        rows,
+        stride_term,
         blocks,
         config=config,
-        **problem.constants,
     )
     config = problem.config("attention_backward_query")
     blocks = triton.cdiv(problem.q_len, config.tiles["QUERIES"])
     launch(
         attention_backward_query,
         (blocks * problem.heads * problem.batch,),
-        *problem.arguments,
-        grad_out,
+        given,
+        *problem.tiles(config, config.tiles["KEYS"], problem.key, problem.value),
+        received,
         terms,
         grad_query,
-        *grad_out.stride(),
-        *grad_query.stride(),
-        rows,
+        stride_term,
         blocks,
         config=config,
-        **problem.constants,
     )
     config = problem.config("attention_backward_key")
     blocks = triton.cdiv(problem.k_len, config.tiles["KEYS"])
+    tiles: list = [None, None]
+    if problem.cu_seqlens_q is None:  # packed ones would need a loop of their own for the ends of sequences, and spill
+        tiles = problem.tiles(config, config.tiles["QUERIES"], problem.query, grad_out)
     launch(
         attention_backward_key,
         (blocks * problem.kv_heads * problem.batch,),
-        *problem.arguments,
-        grad_out,
+        given,
+        *tiles,
+        received,
         terms,
         grad_key,
         grad_value,
-        *grad_out.stride(),
-        *grad_key.stride(),
-        *grad_value.stride(),
-        rows,
+        stride_term,
         problem.kv_heads,
         blocks,
         config=config,
-        **problem.constants,
     )
     return terms

@@ -7,8 +7,8 @@ import triton
 import triton.language as tl
 
 from . import dropout
-from .score import capped, placed
-from .sequence import first_row, head_of, place, sequence, visible
+from .score import capped, pairs_of, placed
+from .sequence import first_row, place, rows_of, sequence_at, visible
 from .tile import load_rows
 
 LARGE_LSE = tl.constexpr(16.0)  # beyond, lse's rounding is more than a few units in the last place of a weight
@@ -17,138 +17,65 @@ FEW_KEYS = tl.constexpr(128)  # rows of so few are gathered without asking
 
 @triton.jit
 def attention_backward_rows(
-    query,  # (batch, heads, q, head_dim); packed: (1, heads, total_q, head_dim), and so the others
-    key,  # (batch, kv_heads, k, head_dim)
-    value,  # (batch, kv_heads, k, value_dim)
-    cu_seqlens_q,  # (batch + 1,) int32, or None for dense tensors
-    cu_seqlens_k,
-    mask,  # (batch, heads, q, k) by its strides, uint8 or floating, or None
-    alibi_slopes,  # (batch, heads) float32 by its strides, or None
-    seed,  # (1,) int64, or None without dropout
-    stride_query_batch,
-    stride_query_head,
-    stride_query_token,
-    stride_query_dim,
-    stride_key_batch,
-    stride_key_head,
-    stride_key_token,
-    stride_key_dim,
-    stride_value_batch,
-    stride_value_head,
-    stride_value_token,
-    stride_value_dim,
-    stride_mask_batch,
-    stride_mask_head,
-    stride_mask_query,
-    stride_mask_key,
-    stride_slope_batch,
-    stride_slope_head,
-    heads,
-    group,  # query heads a kv head
-    tokens_q,  # rows of a head
-    q_len,
-    k_len,
-    diagonal,
-    scale,
-    factor,
-    window_left,  # or None, and so window_right
-    window_right,
-    softcap,  # or None
-    threshold,
-    inverse,
-    grad_out,  # (batch, heads, q, value_dim)
-    out,
+    given,  # Given (attention_problem.py)
+    grad_out,  # Heads (batch, heads, q, value_dim)
+    out,  # Heads (batch, heads, q, value_dim)
     lse,  # (batch, heads, q) float32, contiguous
     grad_lse,  # as lse, or None
     terms,  # (3, batch, heads, q) float32: top, shift and delta
-    stride_grad_out_batch,
-    stride_grad_out_head,
-    stride_grad_out_token,
-    stride_grad_out_dim,
-    stride_out_batch,
-    stride_out_head,
-    stride_out_token,
-    stride_out_dim,
-    rows,  # in all
+    stride_term,
     blocks,  # of queries, of a head
-    HEAD_DIM: tl.constexpr,
-    VALUE_DIM: tl.constexpr,
-    HEAD_TILE: tl.constexpr,
-    VALUE_TILE: tl.constexpr,
-    SCALED: tl.constexpr,
-    PRECISION: tl.constexpr,
     QUERIES: tl.constexpr,
     KEYS: tl.constexpr,
 ):
-    block, h, b = place(tl.program_id(0), blocks, heads)
-    batch, begin_q, begin_k, q_len, k_len, diagonal = sequence(cu_seqlens_q, cu_seqlens_k, b, q_len, k_len, diagonal)
+    block, h, b = place(tl.program_id(0), blocks, given.heads)
+    at = sequence_at(given, b)
     first = block * QUERIES
-    if first >= q_len:
+    if first >= at.q_len:
         return
-    row = first_row(batch, h, begin_q, heads, tokens_q)
-    grad_out = head_of(grad_out, batch, h, begin_q, stride_grad_out_batch, stride_grad_out_head, stride_grad_out_token)
-    out = head_of(out, batch, h, begin_q, stride_out_batch, stride_out_head, stride_out_token)
+    row = first_row(given, at.batch, h, at.begin_q)
+    left, right = given.rules.window_left, given.rules.window_right
 
     i = first + tl.arange(0, QUERIES)
-    inside = i < q_len
+    inside = i < at.q_len
     of_lse = tl.load(lse + row + i, mask=inside, other=float("-inf"))
     none = of_lse == float("-inf")
-    do = load_rows(grad_out, i, q_len, stride_grad_out_token, stride_grad_out_dim, VALUE_DIM, VALUE_TILE)
-    o = load_rows(out, i, q_len, stride_out_token, stride_out_dim, VALUE_DIM, VALUE_TILE)
+    do = load_rows(rows_of(grad_out, at.batch, h, at.begin_q, at.q_len), i, grad_out)
+    o = load_rows(rows_of(out, at.batch, h, at.begin_q, at.q_len), i, out)
     top = tl.zeros((QUERIES,), tl.float32)
     shift = tl.where(none, float("-inf"), of_lse * -1.4426950408889634)
     delta = tl.sum(do.to(tl.float32) * o.to(tl.float32), axis=1)
 
-    last = tl.minimum(first + QUERIES, q_len) - 1
-    lo, _, _, hi = visible(first, last, k_len, diagonal, window_left, window_right, KEYS)
+    last = tl.minimum(first + QUERIES, at.q_len) - 1
+    lo, _, _, hi = visible(first, last, at.k_len, at.diagonal, left, right, KEYS)
     gather = hi - lo <= FEW_KEYS
-    if window_left is not None and window_right is not None:
-        gather |= window_left + window_right < FEW_KEYS
+    if left is not None and right is not None:
+        gather |= left + right < FEW_KEYS
     large = tl.where(none, 0.0, tl.abs(of_lse)) > LARGE_LSE
     if gather | (tl.max(large.to(tl.int32), axis=0) > 0):
-        query = head_of(query, batch, h, begin_q, stride_query_batch, stride_query_head, stride_query_token)
-        key = head_of(key, batch, h // group, begin_k, stride_key_batch, stride_key_head, stride_key_token)
-        value = head_of(value, batch, h // group, begin_k, stride_value_batch, stride_value_head, stride_value_token)
-        slope = None
-        if mask is not None:
-            mask = head_of(mask, b, h, 0, stride_mask_batch, stride_mask_head, 0)
-        if alibi_slopes is not None:
-            slope = tl.load(alibi_slopes + b * stride_slope_batch + h * stride_slope_head)
-        if seed is not None:
-            row_key = dropout.row_key(tl.load(seed), row + i)[:, None]
-        q = load_rows(query, i, q_len, stride_query_token, stride_query_dim, HEAD_DIM, HEAD_TILE)
+        keys = rows_of(given.key, at.batch, h // given.group, at.begin_k, at.k_len)
+        values = rows_of(given.value, at.batch, h // given.group, at.begin_k, at.k_len)
+        pairs = pairs_of(given, at, b, h)
+        if given.dropout.seed is not None:
+            row_key = dropout.row_key(tl.load(given.dropout.seed), row + i)[:, None]
+        q = load_rows(rows_of(given.query, at.batch, h, at.begin_q, at.q_len), i, given.query)
         total = tl.zeros((QUERIES,), tl.float32)
         delta = tl.zeros((QUERIES,), tl.float32)
         top = tl.full((QUERIES,), float("-inf"), tl.float32)
         for start in range(lo, hi, KEYS):
             j = start + tl.arange(0, KEYS)
-            k = load_rows(key, j, k_len, stride_key_token, stride_key_dim, HEAD_DIM, HEAD_TILE)
-            v = load_rows(value, j, k_len, stride_value_token, stride_value_dim, VALUE_DIM, VALUE_TILE)
-            s = capped(tl.dot(q, tl.trans(k), input_precision=PRECISION), scale, softcap, SCALED)
-            s = placed(
-                s,
-                first,
-                start,
-                q_len,
-                k_len,
-                diagonal,
-                window_left,
-                window_right,
-                slope,
-                mask,
-                stride_mask_query,
-                stride_mask_key,
-                False,
-                True,
-            )
-            received = tl.dot(do, tl.trans(v), input_precision=PRECISION)
-            if seed is not None:
-                kept = dropout.keep(row_key, j[None, :], threshold)
-                received = tl.where(kept, received * inverse, 0.0)
+            k = load_rows(keys, j, given.key)
+            v = load_rows(values, j, given.value)
+            s = capped(tl.dot(q, tl.trans(k), input_precision=given.PRECISION), given.rules)
+            s = placed(s, first, start, pairs, given, False, True)
+            received = tl.dot(do, tl.trans(v), input_precision=given.PRECISION)
+            if given.dropout.seed is not None:
+                kept = dropout.keep(row_key, j[None, :], given.dropout.threshold)
+                received = tl.where(kept, received * given.dropout.inverse, 0.0)
             higher = tl.maximum(top, tl.max(s, axis=1))
             base = tl.where(higher == float("-inf"), 0.0, higher)
-            p = tl.exp2((s - base[:, None]) * factor)
-            shrink = tl.exp2((top - base) * factor)
+            p = tl.exp2((s - base[:, None]) * given.rules.factor)
+            shrink = tl.exp2((top - base) * given.rules.factor)
             total = total * shrink + tl.sum(p, axis=1)
             delta = delta * shrink + tl.sum(tl.where(s == float("-inf"), 0.0, p * received), axis=1)
             top = higher
@@ -159,5 +86,5 @@ def attention_backward_rows(
     if grad_lse is not None:
         delta -= tl.load(grad_lse + row + i, mask=inside, other=0.0)
     tl.store(terms + row + i, top, mask=inside)
-    tl.store(terms + rows + row + i, shift, mask=inside)
-    tl.store(terms + 2 * rows + row + i, tl.where(none, 0.0, delta), mask=inside)
+    tl.store(terms + stride_term + row + i, shift, mask=inside)
+    tl.store(terms + 2 * stride_term + row + i, tl.where(none, 0.0, delta), mask=inside)

@@ -20,69 +20,26 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import dropout
 from ._launch import launch
-from .attention_problem import Problem
+from .attention_problem import Problem, heads_of
 from .chips import multiprocessors
-from .score import score_gradients
-from .sequence import first_row, head_of, sequence
+from .score import load_terms, pairs_of, score_gradients
+from .sequence import first_row, head_of, rows_of, sequence_at
 from .tile import load_rows
 
 
 @triton.jit
 def attention_mask_gradient(
-    query,  # (batch, heads, q, head_dim); packed: (1, heads, total_q, head_dim), and so the others
-    key,  # (batch, kv_heads, k, head_dim)
-    value,  # (batch, kv_heads, k, value_dim)
-    cu_seqlens_q,  # (batch + 1,) int32, or None for dense tensors
-    cu_seqlens_k,
-    mask,  # (batch, heads, q, k) by its strides, uint8 or floating, or None
-    alibi_slopes,  # (batch, heads) float32 by its strides, or None
-    seed,  # (1,) int64, or None without dropout
-    stride_query_batch,
-    stride_query_head,
-    stride_query_token,
-    stride_query_dim,
-    stride_key_batch,
-    stride_key_head,
-    stride_key_token,
-    stride_key_dim,
-    stride_value_batch,
-    stride_value_head,
-    stride_value_token,
-    stride_value_dim,
-    stride_mask_batch,
-    stride_mask_head,
-    stride_mask_query,
-    stride_mask_key,
-    stride_slope_batch,
-    stride_slope_head,
-    heads,
-    group,  # query heads a kv head
-    tokens_q,  # rows of a head
-    q_len,
-    k_len,
-    diagonal,
-    scale,
-    factor,
-    window_left,  # or None, and so window_right
-    window_right,
-    softcap,  # or None
-    threshold,
-    inverse,
-    grad_out,  # (batch, heads, q, value_dim)
+    given,  # Given (attention_problem.py)
+    grad_out,  # Heads (batch, heads, q, value_dim)
     terms,  # (3, batch, heads, q) float32: top, shift and delta
     sums,  # (parts, the mask's four sizes), any floating dtype
-    stride_grad_out_batch,
-    stride_grad_out_head,
-    stride_grad_out_token,
-    stride_grad_out_dim,
+    stride_term,
     stride_sums_part,
     stride_sums_batch,
     stride_sums_head,
     stride_sums_query,
     stride_sums_key,
-    rows,  # in all
     batches,  # that a tile is summed over, and so on
     heads_summed,
     blocks_summed,
@@ -90,12 +47,6 @@ def attention_mask_gradient(
     blocks_q,  # of the mask
     blocks_k,
     per_part,
-    HEAD_DIM: tl.constexpr,
-    VALUE_DIM: tl.constexpr,
-    HEAD_TILE: tl.constexpr,
-    VALUE_TILE: tl.constexpr,
-    SCALED: tl.constexpr,
-    PRECISION: tl.constexpr,
     ONE_ROW: tl.constexpr,
     QUERIES: tl.constexpr,
     KEYS: tl.constexpr,
@@ -103,6 +54,7 @@ def attention_mask_gradient(
     tile = tl.program_id(0)
     block_k, block_q = tile % blocks_k, tile // blocks_k % blocks_q
     mask_h, mask_b = tile // blocks_k // blocks_q % mask_heads, tile // blocks_k // blocks_q // mask_heads
+    left, right = given.rules.window_left, given.rules.window_right
     j = block_k * KEYS + tl.arange(0, KEYS)
     total = tl.zeros((QUERIES, KEYS), tl.float32)
     first = tl.program_id(1) * per_part
@@ -110,67 +62,27 @@ def attention_mask_gradient(
         block = block_q + term % blocks_summed
         h = mask_h + term // blocks_summed % heads_summed
         b = mask_b + term // blocks_summed // heads_summed
-        batch, begin_q, begin_k, queries, keys, offset = sequence(cu_seqlens_q, cu_seqlens_k, b, q_len, k_len, diagonal)
+        at = sequence_at(given, b)
         # Whether the tile has anything of the band.
-        low, high = block * QUERIES + offset, tl.minimum(block * QUERIES + QUERIES, queries) - 1 + offset
-        seen = (block * QUERIES < queries) & (block_k * KEYS < keys)
-        if window_left is not None:
-            seen &= block_k * KEYS + KEYS - 1 >= low - window_left
-        if window_right is not None:
-            seen &= block_k * KEYS <= high + window_right
+        low, high = block * QUERIES + at.diagonal, tl.minimum(block * QUERIES + QUERIES, at.q_len) - 1 + at.diagonal
+        seen = (block * QUERIES < at.q_len) & (block_k * KEYS < at.k_len)
+        if left is not None:
+            seen &= block_k * KEYS + KEYS - 1 >= low - left
+        if right is not None:
+            seen &= block_k * KEYS <= high + right
         if seen:
-            row = first_row(batch, h, begin_q, heads, tokens_q)
-            query_of = head_of(query, batch, h, begin_q, stride_query_batch, stride_query_head, stride_query_token)
-            key_of = head_of(key, batch, h // group, begin_k, stride_key_batch, stride_key_head, stride_key_token)
-            value_of = head_of(
-                value, batch, h // group, begin_k, stride_value_batch, stride_value_head, stride_value_token
-            )
-            grad_of = head_of(
-                grad_out, batch, h, begin_q, stride_grad_out_batch, stride_grad_out_head, stride_grad_out_token
-            )
-            mask_of = head_of(mask, b, h, 0, stride_mask_batch, stride_mask_head, 0)
-            slope = None
-            if alibi_slopes is not None:
-                slope = tl.load(alibi_slopes + b * stride_slope_batch + h * stride_slope_head)
+            row = first_row(given, at.batch, h, at.begin_q)
             i = block * QUERIES + tl.arange(0, QUERIES)
-            row_key = None
-            if seed is not None:
-                row_key = dropout.row_key(tl.load(seed), row + i)[:, None]
-            top = tl.load(terms + row + i, mask=i < queries, other=0.0)
-            shift = tl.load(terms + rows + row + i, mask=i < queries, other=float("-inf"))
-            delta = tl.load(terms + 2 * rows + row + i, mask=i < queries, other=0.0)
-            q = load_rows(query_of, i, queries, stride_query_token, stride_query_dim, HEAD_DIM, HEAD_TILE)
-            k = load_rows(key_of, j, keys, stride_key_token, stride_key_dim, HEAD_DIM, HEAD_TILE)
-            do = load_rows(grad_of, i, queries, stride_grad_out_token, stride_grad_out_dim, VALUE_DIM, VALUE_TILE)
-            v = load_rows(value_of, j, keys, stride_value_token, stride_value_dim, VALUE_DIM, VALUE_TILE)
-            product = tl.dot(q, tl.trans(k), input_precision=PRECISION)
-            received = tl.dot(do, tl.trans(v), input_precision=PRECISION)
+            of_queries = load_terms(terms, stride_term, given, row, i, at.q_len, False)
+            q = load_rows(rows_of(given.query, at.batch, h, at.begin_q, at.q_len), i, given.query)
+            k = load_rows(rows_of(given.key, at.batch, h // given.group, at.begin_k, at.k_len), j, given.key)
+            do = load_rows(rows_of(grad_out, at.batch, h, at.begin_q, at.q_len), i, grad_out)
+            v = load_rows(rows_of(given.value, at.batch, h // given.group, at.begin_k, at.k_len), j, given.value)
+            product = tl.dot(q, tl.trans(k), input_precision=given.PRECISION)
+            received = tl.dot(do, tl.trans(v), input_precision=given.PRECISION)
+            pairs = pairs_of(given, at, b, h)
             _, g, _ = score_gradients(
-                product,
-                received,
-                block * QUERIES,
-                block_k * KEYS,
-                row_key,
-                top[:, None],
-                shift[:, None],
-                delta[:, None],
-                queries,
-                keys,
-                offset,
-                scale,
-                factor,
-                window_left,
-                window_right,
-                softcap,
-                slope,
-                mask_of,
-                stride_mask_query,
-                stride_mask_key,
-                threshold,
-                inverse,
-                SCALED,
-                False,
-                True,
+                product, received, block * QUERIES, block_k * KEYS, of_queries, pairs, given, False, True
             )
             total += g
 
@@ -178,11 +90,12 @@ def attention_mask_gradient(
     sums += tl.program_id(1).to(tl.int64) * stride_sums_part
     if ONE_ROW:
         column = tl.sum(total, axis=0)
-        tl.store(sums + j.to(tl.int64) * stride_sums_key, column.to(sums.dtype.element_ty), mask=j < k_len)
+        tl.store(sums + j.to(tl.int64) * stride_sums_key, column.to(sums.dtype.element_ty), mask=j < given.k_len)
     else:
         i = block_q * QUERIES + tl.arange(0, QUERIES)
-        at = sums + i.to(tl.int64)[:, None] * stride_sums_query + j.to(tl.int64)[None, :] * stride_sums_key
-        tl.store(at, total.to(sums.dtype.element_ty), mask=(i[:, None] < q_len) & (j[None, :] < k_len))
+        where = sums + i.to(tl.int64)[:, None] * stride_sums_query + j.to(tl.int64)[None, :] * stride_sums_key
+        here = (i[:, None] < given.q_len) & (j[None, :] < given.k_len)
+        tl.store(where, total.to(sums.dtype.element_ty), mask=here)
 
 
 def mask_gradient(
@@ -212,13 +125,12 @@ def mask_gradient(
     launch(
         attention_mask_gradient,
         (tiles, parts),
-        *problem.arguments,
-        grad_out,
+        problem.given,
+        heads_of(grad_out),
         terms,
         sums,
-        *grad_out.stride(),
-        *sums.stride(),
         lse.numel(),
+        *sums.stride(),
         summed_batch,
         summed_heads,
         summed_blocks,
@@ -227,7 +139,6 @@ def mask_gradient(
         blocks_k,
         per_part,
         config=config,
-        **problem.constants,
         ONE_ROW=mask_q == 1,
     )
     if parts > 1:

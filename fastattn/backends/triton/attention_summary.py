@@ -23,8 +23,8 @@ from ..attention_outputs import summary_outputs
 from . import attention_problem
 from ._launch import launch
 from .attention_problem import Problem
-from .score import capped, placed
-from .sequence import first_row, head_of, place, visible
+from .score import capped, pairs_of, placed
+from .sequence import first_row, part_of, place, rows_of, sequence_at, visible
 from .tile import load_rows
 
 
@@ -39,61 +39,30 @@ def _gather(
     first,
     lo,
     hi,
-    key,
-    stride_key_token,
-    stride_key_dim,
-    q_len,
-    k_len,
-    diagonal,
-    scale,
-    factor,
-    window_left,
-    window_right,
-    softcap,
-    slope,
-    mask,
-    stride_mask_query,
-    stride_mask_key,
-    HEAD_DIM: tl.constexpr,
-    HEAD_TILE: tl.constexpr,
-    SCALED: tl.constexpr,
-    PRECISION: tl.constexpr,
+    keys,
+    pairs,
+    given,
     QUERIES: tl.constexpr,
     KEYS: tl.constexpr,
     EDGE: tl.constexpr,
 ):
     """Adds the blocks of keys that begin in [lo, hi)."""
-    position = first + diagonal + tl.arange(0, QUERIES)
+    position = first + pairs.diagonal + tl.arange(0, QUERIES)
     for start in range(lo, hi, KEYS):
         j = start + tl.arange(0, KEYS)
-        k = load_rows(key, j, k_len, stride_key_token, stride_key_dim, HEAD_DIM, HEAD_TILE)
-        s = capped(tl.dot(q, tl.trans(k), input_precision=PRECISION), scale, softcap, SCALED)
-        s = placed(
-            s,
-            first,
-            start,
-            q_len,
-            k_len,
-            diagonal,
-            window_left,
-            window_right,
-            slope,
-            mask,
-            stride_mask_query,
-            stride_mask_key,
-            False,
-            EDGE,
-        )
+        k = load_rows(keys, j, given.key)
+        s = capped(tl.dot(q, tl.trans(k), input_precision=given.PRECISION), given.rules)
+        s = placed(s, first, start, pairs, given, False, EDGE)
         here = tl.max(s, axis=1)
         found = tl.min(tl.where(s == here[:, None], j[None, :], start + KEYS), axis=1)  # the first of equal ones
         higher = tl.maximum(top, here)
         base = tl.where(higher == float("-inf"), 0.0, higher)  # nothing seen yet: exp2(-inf - 0) = 0
-        y = (s - base[:, None]) * factor
+        y = (s - base[:, None]) * given.rules.factor
         p = tl.exp2(y)
         rises = here > top
         # From here on down p is next to nothing, and y may be infinite; a NaN is in p, too.
         lowest = tl.where(y > -126.0, y, -126.0)
-        step = (top - base) * factor
+        step = (top - base) * given.rules.factor
         step = tl.where(step > -200.0, step, -200.0)
         shrink = tl.exp2(step)
         distance = tl.abs(position[:, None] - j[None, :]).to(tl.float32)
@@ -111,127 +80,47 @@ def _gather(
 
 @triton.jit
 def attention_summary(
-    query,  # (batch, heads, q, head_dim)
-    key,  # (batch, kv_heads, k, head_dim)
-    value,  # the parameters with which attention's kernels begin; of these, value, cu_seqlens and seed are not used here
-    cu_seqlens_q,
-    cu_seqlens_k,
-    mask,  # (batch, heads, q, k) by its strides, uint8 or floating, or None
-    alibi_slopes,  # (batch, heads) float32 by its strides, or None
-    seed,
-    stride_query_batch,
-    stride_query_head,
-    stride_query_token,
-    stride_query_dim,
-    stride_key_batch,
-    stride_key_head,
-    stride_key_token,
-    stride_key_dim,
-    stride_value_batch,
-    stride_value_head,
-    stride_value_token,
-    stride_value_dim,
-    stride_mask_batch,
-    stride_mask_head,
-    stride_mask_query,
-    stride_mask_key,
-    stride_slope_batch,
-    stride_slope_head,
-    heads,
-    group,  # query heads a kv head
-    tokens_q,
-    q_len,
-    k_len,
-    diagonal,
-    scale,
-    factor,
-    window_left,  # or None, and so window_right
-    window_right,
-    softcap,  # or None
-    threshold,
-    inverse,
+    given,  # Given (attention_problem.py); value, cu_seqlens and dropout are not used
     entropy,  # (batch, heads, q) float32, contiguous, and so the others
     max_weight,
     argmax,  # int64
     distance,
     blocks,  # of queries, of a head
-    HEAD_DIM: tl.constexpr,
-    VALUE_DIM: tl.constexpr,
-    HEAD_TILE: tl.constexpr,
-    VALUE_TILE: tl.constexpr,
-    SCALED: tl.constexpr,
-    PRECISION: tl.constexpr,
     QUERIES: tl.constexpr,
     KEYS: tl.constexpr,
 ):
-    block, h, b = place(tl.program_id(0), blocks, heads)
-    if window_right is not None:
+    block, h, b = place(tl.program_id(0), blocks, given.heads)
+    if given.rules.window_right is not None:
         block = blocks - 1 - block
+    at = sequence_at(given, b)
     first = block * QUERIES
-    row = first_row(b, h, 0, heads, tokens_q)
-    query = head_of(query, b, h, 0, stride_query_batch, stride_query_head, stride_query_token)
-    key = head_of(key, b, h // group, 0, stride_key_batch, stride_key_head, stride_key_token)
-    slope = None
-    if mask is not None:
-        mask = head_of(mask, b, h, 0, stride_mask_batch, stride_mask_head, 0)
-    if alibi_slopes is not None:
-        slope = tl.load(alibi_slopes + b * stride_slope_batch + h * stride_slope_head)
+    row = first_row(given, b, h, 0)
+    keys = rows_of(given.key, b, h // given.group, 0, at.k_len)
+    pairs = pairs_of(given, at, b, h)
 
     i = first + tl.arange(0, QUERIES)
-    q = load_rows(query, i, q_len, stride_query_token, stride_query_dim, HEAD_DIM, HEAD_TILE)
+    q = load_rows(rows_of(given.query, b, h, 0, at.q_len), i, given.query)
     rest = tl.zeros((QUERIES,), tl.float32)
     weighted = tl.zeros((QUERIES,), tl.float32)
     far = tl.zeros((QUERIES,), tl.float32)
     top = tl.full((QUERIES,), float("-inf"), tl.float32)
     most = tl.full((QUERIES,), -1, tl.int32)
 
-    last = tl.minimum(first + QUERIES, q_len) - 1
-    lo, inner, outer, hi = visible(first, last, k_len, diagonal, window_left, window_right, KEYS)
-    for part in tl.static_range(3):  # an edge of the band, what lies inside, the other edge
-        if part == 0:
-            begin, end = lo, inner
-        elif part == 1:
-            begin, end = inner, outer
-        else:
-            begin, end = outer, hi
-        rest, weighted, far, top, most = _gather(
-            rest,
-            weighted,
-            far,
-            top,
-            most,
-            q,
-            first,
-            begin,
-            end,
-            key,
-            stride_key_token,
-            stride_key_dim,
-            q_len,
-            k_len,
-            diagonal,
-            scale,
-            factor,
-            window_left,
-            window_right,
-            softcap,
-            slope,
-            mask,
-            stride_mask_query,
-            stride_mask_key,
-            HEAD_DIM,
-            HEAD_TILE,
-            SCALED,
-            PRECISION,
-            QUERIES,
-            KEYS,
-            part != 1,
-        )
+    last = tl.minimum(first + QUERIES, at.q_len) - 1
+    left, right = given.rules.window_left, given.rules.window_right
+    lo, inner, outer, hi = visible(first, last, at.k_len, at.diagonal, left, right, KEYS)
+    for part in tl.static_range(3):  # an edge of the band, what lies inside, the other edge with the end of the keys
+        if part != 0 or left is not None:
+            begin, end = part_of(part, lo, inner, outer, hi)
+            rest, weighted, far, top, most = _gather(
+                rest, weighted, far, top, most, q, first, begin, end, keys, pairs, given, QUERIES, KEYS,
+                part != 1,
+            )  # fmt: skip
 
     total = tl.where(most >= 0, 1.0 + rest, rest)
     none = total == 0.0  # no key: zeros, and -1
     whole = tl.where(none, 1.0, total)
-    there = i < q_len
+    there = i < at.q_len
     # log(1 + rest): rounding 1 + rest does the same to both factors.
     above = whole - 1.0
     log_whole = tl.where(above == 0.0, rest, tl.log(whole) * (rest / tl.where(above == 0.0, 1.0, above)))
@@ -293,10 +182,9 @@ def forward(
     launch(
         attention_summary,
         (blocks * problem.heads * problem.batch,),
-        *problem.arguments,
+        problem.given,
         *outputs,
         blocks,
         config=config,
-        **problem.constants,
     )
     return outputs

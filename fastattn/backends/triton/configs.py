@@ -26,6 +26,9 @@ class Config:
         spills: the bytes a thread may spill to local memory.
         newest: whether products of 16-bit tensors must use the matrix instructions of the chip's own generation; without, those
             that sm_80 has will do (tiles of few rows: wgmma and tcgen05 take 64 and more).
+        described: the copy engine brings the tiles of a loop, where it can read the tensors (descriptors.py).
+        specialised: where the copy engine brings them, loads, products and what follows have warps of their own. On sm_90 Triton
+            (3.6 to 3.9) leaves such a loop as it is, or fails; there csrc/cuda/attention_hopper.cu does it by hand.
         persistent: a row of "matmul" may say that the copy engine brings the operands, if it can read them, and that as many
             programs as multiprocessors go through the tiles (matmul_persistent.py).
         library: a row of "matmul" may say that torch's own product (cuBLAS, rocBLAS) is faster; what follows it is then a pass of
@@ -38,6 +41,8 @@ class Config:
     blocks: int = 1
     spills: int = 0
     newest: bool = True
+    described: bool = False
+    specialised: bool = False
     persistent: bool = False
     library: bool = False
 
@@ -99,7 +104,7 @@ def _matmul(kernel: str, columns: int, warps: int = 4) -> tuple[Row, ...]:
         tiles = dict(zip(("BLOCK_ROWS", "BLOCK_COLUMNS", "BLOCK_DEPTH"), tile, strict=True), GROUP=8)
         return Row(kernel, Config(tiles, **config), chips, bits, width)
 
-    most, newest, amd = 1 << 30, ("sm_90", "sm_100"), ("gfx942",)
+    most, amd, persistent = 1 << 30, ("gfx942",), kernel == "matmul"
     return (
         # Few rows: the weights' bytes are what counts, so narrow tiles of long rows, many of them under way.
         row(16, 16, (*amd, "sm_86"), (16, 32, 128), num_stages=2, newest=False),
@@ -107,7 +112,17 @@ def _matmul(kernel: str, columns: int, warps: int = 4) -> tuple[Row, ...]:
         row(64, 16, amd, (64, 64, 64), num_stages=2),
         row(64, 16, (), (64, 64, 64), num_stages=4),
         # As large as registers and shared memory allow. What is spilled, is so between the products and the stores.
-        row(most, 16, newest, (128, columns, 64), num_warps=8, num_stages=3, persistent=kernel == "matmul"),
+        row(most, 16, ("sm_90",), (128, columns, 64), num_warps=8, num_stages=3, persistent=persistent),
+        row(
+            most,
+            16,
+            ("sm_100",),
+            (128, columns, 64),
+            num_warps=8,
+            num_stages=3,
+            persistent=persistent,
+            specialised=persistent,
+        ),
         row(most, 16, amd, (128, columns // 2, 64), num_stages=2),
         row(most, 16, (), (128, columns // 2, 32), num_warps=warps, num_stages=4, spills=96),
         # float32 without tensor cores: operands of the whole depth of a tile lie in registers.
@@ -188,12 +203,19 @@ def _additive() -> tuple[Row, ...]:
 _WIDEST = {"ROWS": 1, "BLOCK": 16384}
 
 
-def _attention(kernel: str, chips: tuple[str, ...], bits: int, *shapes: tuple[int, ...]) -> tuple[Row, ...]:
+def _attention(
+    kernel: str, chips: tuple[str, ...], bits: int, *shapes: tuple[int, ...], **config: bool
+) -> tuple[Row, ...]:
     """Rows by the wider of head_dim and value_dim, padded to a power of two: width, QUERIES, KEYS, warps, stages, spills."""
     return tuple(
-        Row(kernel, Config({"QUERIES": q, "KEYS": k}, warps, stages, spills=sum(spills)), chips, bits, width)
+        Row(kernel, Config({"QUERIES": q, "KEYS": k}, warps, stages, spills=sum(spills), **config), chips, bits, width)
         for width, q, k, warps, stages, *spills in shapes
     )
+
+
+def _described(kernel: str, chips: tuple[str, ...], *shapes: tuple[int, ...], **config: bool) -> tuple[Row, ...]:
+    """The same for 16 bits, with tiles by the copy engine."""
+    return _attention(kernel, chips, 16, *shapes, described=True, **config)
 
 
 _HOPPER = ("sm_90", "sm_100")
@@ -201,16 +223,20 @@ _AMPERE = ("sm_80",)
 
 # In 16 bits a program's own rows are 128 where registers allow it. Products in float32 are no matrix instructions: small tiles.
 # The width is twice that of the heads where a call has dropout or something is added to its scores (attention_problem.py).
-# What spills: the gradients of keys and values of head_dim 256, both of which lie in registers, and tiles with dropout or a
-# mask at that width. Elsewhere a few bytes, stored before the loop over tiles and loaded after it or once a head, for the sake of
-# a larger tile or of a third block on the multiprocessor (64 by 32 in attention_forward and attention_backward_rows).
+# What spills: on sm_100 the gradients of keys and values of head_dim 256, both of which lie in registers, elsewhere tiles with
+# dropout or a mask at that width. Otherwise a few bytes, stored before the loop over tiles and loaded after it or once a head,
+# for the sake of a larger tile or of a third block on the multiprocessor (64 by 32 in attention_forward and
+# attention_backward_rows).
 # attention_backward_key on sm_80: the sums of 128 keys of head_dim 128 take half of eight warps' registers. Blocks of 16 queries
 # leave room for what a window and packed sequences ask besides; blocks of 32 spill up to 280 bytes then, some of it in the loop.
 # 64 keys would take as many registers with four warps, and with eight the matrix units would make half of the products twice.
-# On sm_100 packed causal calls store 504 bytes before the loop over tiles and load part of them once a head; with one stage there
-# are none, and no tile on its way while another is multiplied.
+# Of packed sequences it has no descriptors (attention_backward.py): on sm_90 and sm_100 causal ones store 208 and 504 bytes
+# before the loop over tiles and load part of them once a head; with one stage there are none, and no tile on its way while
+# another is multiplied.
 _ATTENTION = (
-    *_attention("attention_forward", _HOPPER, 16, (64, 128, 64, 4, 3), (128, 128, 64, 8, 2), (512, 128, 32, 8, 2)),
+    *_described("attention_forward", ("sm_90",), (128, 128, 64, 8, 3)),
+    *_described("attention_forward", ("sm_100",), (128, 128, 64, 8, 3, 16), specialised=True),
+    *_described("attention_forward", _HOPPER, (256, 128, 64, 8, 2), (512, 128, 32, 8, 2, 8)),
     *_attention("attention_forward", _AMPERE, 16, (64, 128, 64, 4, 3), (128, 128, 64, 8, 2, 16)),
     *_attention("attention_forward", _AMPERE, 16, (256, 64, 32, 4, 2, 64), (512, 64, 32, 8, 1)),
     *_attention("attention_forward", (), 16, (64, 128, 64, 4, 1, 8), (128, 64, 32, 4, 1, 8)),
@@ -222,18 +248,16 @@ _ATTENTION = (
     *_attention("attention_backward_rows", _HOPPER, 16, (128, 128, 64, 8, 1), (512, 64, 64, 4, 1)),
     *_attention("attention_backward_rows", (), 16, (128, 64, 32, 4, 1, 16), (512, 32, 32, 4, 1, 96)),
     *_attention("attention_backward_rows", (), 32, (128, 32, 32, 4, 1), (512, 16, 32, 4, 1)),
-    *_attention("attention_backward_query", ("sm_100",), 16, (128, 128, 64, 8, 2, 16)),
-    *_attention(
-        "attention_backward_query", _HOPPER, 16, (128, 128, 64, 8, 2), (256, 64, 64, 8, 2, 8), (512, 64, 32, 8, 2)
-    ),
+    *_described("attention_backward_query", _HOPPER, (128, 128, 64, 8, 2), (256, 64, 64, 8, 2), (512, 64, 32, 8, 2)),
     *_attention(
         "attention_backward_query", _AMPERE, 16, (128, 128, 32, 8, 2), (256, 64, 32, 8, 1), (512, 32, 32, 8, 1)
     ),
     *_attention("attention_backward_query", (), 16, (128, 64, 32, 4, 1), (256, 32, 32, 4, 1), (512, 32, 32, 8, 1, 720)),
     *_attention("attention_backward_query", (), 32, (128, 32, 32, 4, 1), (512, 16, 32, 4, 1)),
-    *_attention("attention_backward_key", ("sm_100",), 16, (128, 32, 128, 8, 2, 504)),
-    *_attention("attention_backward_key", _HOPPER, 16, (128, 32, 128, 8, 2, 208), (256, 32, 64, 8, 2, 1048)),
-    *_attention("attention_backward_key", _HOPPER, 16, (512, 16, 64, 8, 2, 568)),
+    *_described("attention_backward_key", ("sm_90",), (128, 32, 128, 8, 2, 208), (256, 32, 64, 8, 2, 16)),
+    *_described("attention_backward_key", ("sm_90",), (512, 16, 64, 8, 2, 8)),
+    *_described("attention_backward_key", ("sm_100",), (128, 32, 128, 8, 2, 504), (256, 32, 64, 8, 2, 656)),
+    *_described("attention_backward_key", ("sm_100",), (512, 16, 64, 8, 2, 568)),
     *_attention("attention_backward_key", _AMPERE, 16, (64, 32, 128, 8, 2), (128, 16, 128, 8, 2)),
     *_attention("attention_backward_key", _AMPERE, 16, (256, 32, 64, 8, 1, 120), (512, 16, 64, 8, 1, 64)),
     *_attention(

@@ -4,11 +4,11 @@
 
 As many programs as multiprocessors, and each computes one tile of the output after the other, in the order of matmul.py's
 picture. The loop over tiles and that over the depth are one to the compiler, so that the next tile's operands are on their way
-while this tile's epilogue is computed and stored.
+while this tile's epilogue is computed and stored. On sm_100, where sums lie in tensor memory, loads, products and epilogue have
+warps of their own.
 
-A tensor descriptor tells the copy engine where a matrix is; one thread asks for a tile with it, and no register holds an address
-or a mask. It wants elements of 16 bits that lie along one of the dimensions, and rows that begin at multiples of 16 bytes: what
-does not fit goes to `matmul`.
+What the copy engine cannot read (descriptors.py) goes to `matmul`, and so do elements of other than 16 bits, which the matrix
+unit does not take in either order.
 
 Source: Triton's tutorial "Persistent Matmul".
 """
@@ -16,11 +16,11 @@ Source: Triton's tutorial "Persistent Matmul".
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.tools.tensor_descriptor import TensorDescriptor
 
 from ._launch import launch, precision
 from .chips import multiprocessors
 from .configs import Config
+from .descriptors import describe, readable
 from .matmul_parts import finish, finish_numbers, tile_at
 
 
@@ -47,13 +47,14 @@ def matmul_persistent(
     PRECISION: tl.constexpr,
     A_ALONG: tl.constexpr,  # whether its elements lie along the depth
     B_ALONG: tl.constexpr,
+    SPECIALISED: tl.constexpr,  # whether some warps load, some multiply, and others finish and store
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
     BLOCK_DEPTH: tl.constexpr,
     GROUP: tl.constexpr,
 ):
     tiles = tl.cdiv(rows, BLOCK_ROWS) * tl.cdiv(columns, BLOCK_COLUMNS)
-    for tile in tl.range(tl.program_id(0), tiles, programs, flatten=True):
+    for tile in tl.range(tl.program_id(0), tiles, programs, flatten=True, warp_specialize=SPECIALISED):
         tile_row, tile_column = tile_at(tile, rows, columns, BLOCK_ROWS, BLOCK_COLUMNS, GROUP)
         first_row, first_column = tile_row * BLOCK_ROWS, tile_column * BLOCK_COLUMNS
         value = tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), tl.float32)
@@ -76,15 +77,7 @@ def matmul_persistent(
 
 def loadable(matrix: Tensor) -> bool:
     """Whether the copy engine can read this matrix, as it is or transposed."""
-    along = 1 if matrix.stride(1) == 1 else 0
-    return (
-        matrix.element_size() == 2
-        and matrix.stride(along) == 1
-        and matrix.stride(1 - along) >= matrix.shape[along]
-        and matrix.stride(1 - along) % 8 == 0
-        and matrix.data_ptr() % 16 == 0
-        and min(matrix.shape) > 0
-    )
+    return matrix.element_size() == 2 and (readable(matrix) or readable(matrix.t()))
 
 
 def product(
@@ -104,14 +97,10 @@ def product(
     block_rows, block_columns, block_depth = (
         config.tiles[name] for name in ("BLOCK_ROWS", "BLOCK_COLUMNS", "BLOCK_DEPTH")
     )
-    a_along, b_along = a.stride(1) == 1, b.stride(1) != 1
+    a_along, b_along = readable(a), not readable(b)
     described = (
-        TensorDescriptor.from_tensor(a, [block_rows, block_depth])
-        if a_along
-        else TensorDescriptor.from_tensor(a.t(), [block_depth, block_rows]),
-        TensorDescriptor.from_tensor(b.t(), [block_columns, block_depth])
-        if b_along
-        else TensorDescriptor.from_tensor(b, [block_depth, block_columns]),
+        describe(a, (block_rows, block_depth)) if a_along else describe(a.t(), (block_depth, block_rows)),
+        describe(b.t(), (block_columns, block_depth)) if b_along else describe(b, (block_depth, block_columns)),
     )
     programs = min(multiprocessors(a.device), triton.cdiv(rows, block_rows) * triton.cdiv(columns, block_columns))
     launch(
@@ -133,4 +122,5 @@ def product(
         PRECISION=precision(a.dtype),
         A_ALONG=a_along,
         B_ALONG=b_along,
+        SPECIALISED=config.specialised,
     )

@@ -37,6 +37,8 @@ class Compiled:
         matrix: the matrix instructions that it has: the chip's own, those of an older one, or "".
         described: whether its source loads by tensor descriptors.
         copies: whether the copy engine does that.
+        specialised: whether its source asks for warps with tasks of their own.
+        divided: whether they have them.
     """
 
     kernel: str
@@ -50,6 +52,8 @@ class Compiled:
     matrix: str
     described: bool
     copies: bool
+    specialised: bool
+    divided: bool
 
     @property
     def faults(self) -> list[str]:
@@ -65,6 +69,8 @@ class Compiled:
             faults.append(f"has {self.matrix or 'no matrix instructions'} instead of {self.chip.matrix}")
         if self.described and not self.copies:
             faults.append("loads what descriptors describe without the copy engine")
+        if self.specialised and not self.divided:
+            faults.append("has no warps with tasks of their own")
         return faults
 
 
@@ -139,6 +145,8 @@ def _read(kernel: str, compiled: Any, config: Config, chip: Chip) -> Compiled:
         matrix=next((name for name in (chip.matrix, "mma.sync") if name in text), ""),
         described="tt.descriptor_load" in compiled.asm["ttir"],
         copies="cp.async.bulk.tensor" in text,
+        specialised="tt.warp_specialize" in compiled.asm["ttir"],
+        divided="ttg.warp_specialize" in compiled.asm.get("ttgir", ""),
     )
 
 

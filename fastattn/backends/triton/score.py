@@ -14,11 +14,69 @@ of huge scores may be further apart than an exponential's range. Otherwise facto
 units, since a mask of the lowest float times log2(e) would be -inf.
 """
 
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
 
 from . import dropout
+from .sequence import head_of
 from .tanh import tanh
+
+
+class Pairs(NamedTuple):
+    """What makes scores of the products of one head's queries and keys, inside a kernel.
+
+    Attributes:
+        q_len, k_len, diagonal: those of the sequence.
+        slope: of ALiBi, where the kernel is given slopes.
+        mask: where the mask of this batch element and head begins, where it is given one.
+    """
+
+    q_len: Any
+    k_len: Any
+    diagonal: Any
+    slope: Any
+    mask: Any
+
+
+class Terms(NamedTuple):
+    """What the backward has of some queries (attention_backward.py), (queries, 1), or with KEYS_FIRST (1, queries).
+
+    Attributes:
+        row_key: dropout's, where there is any.
+    """
+
+    top: Any
+    shift: Any
+    delta: Any
+    row_key: Any
+
+
+@triton.jit
+def pairs_of(given, at, b, h):
+    """The pairs of head h of sequence b, which lies `at` (sequence.py)."""
+    slope = 0.0  # a function of Triton 3.6 returns no None
+    mask = 0
+    if given.slopes.base is not None:
+        slope = tl.load(given.slopes.base + b * given.slopes.stride_batch + h * given.slopes.stride_head)
+    if given.mask.base is not None:
+        mask = head_of(given.mask.base, b, h, 0, given.mask.stride_batch, given.mask.stride_head, 0)
+    return Pairs(at.q_len, at.k_len, at.diagonal, slope, mask)
+
+
+@triton.jit
+def load_terms(terms, stride_term, given, row, i, q_len, KEYS_FIRST: tl.constexpr):
+    """Those of the queries i of the head whose first one has this `row`; past the last query weights of zero."""
+    inside = i < q_len
+    axis: tl.constexpr = 0 if KEYS_FIRST else 1
+    row_key = 0
+    if given.dropout.seed is not None:
+        row_key = tl.expand_dims(dropout.row_key(tl.load(given.dropout.seed), row + i), axis)
+    top = tl.load(terms + row + i, mask=inside, other=0.0)
+    shift = tl.load(terms + stride_term + row + i, mask=inside, other=float("-inf"))
+    delta = tl.load(terms + 2 * stride_term + row + i, mask=inside, other=0.0)
+    return Terms(tl.expand_dims(top, axis), tl.expand_dims(shift, axis), tl.expand_dims(delta, axis), row_key)
 
 
 @triton.jit
@@ -33,13 +91,13 @@ def inside_tile(ROWS: tl.constexpr, COLUMNS: tl.constexpr, KEYS_FIRST: tl.conste
 
 
 @triton.jit
-def capped(product, scale, softcap, SCALED: tl.constexpr):
+def capped(product, rules):
     """The score before anything that depends on positions."""
     s = product
-    if SCALED:
-        s = product * scale
-        if softcap is not None:
-            s = softcap * tanh(s / softcap)
+    if rules.SCALED:
+        s = product * rules.scale
+        if rules.softcap is not None:
+            s = rules.softcap * tanh(s / rules.softcap)
     return s
 
 
@@ -48,71 +106,53 @@ def placed(
     s,
     first_i,
     first_j,
-    q_len,
-    k_len,
-    diagonal,
-    window_left,
-    window_right,
-    slope,  # of ALiBi, or None
-    mask,  # where the mask of this batch element and head begins, or None
-    stride_mask_query,
-    stride_mask_key,
+    pairs,
+    given,
     KEYS_FIRST: tl.constexpr,
     EDGE: tl.constexpr,  # whether the tile crosses an edge of the band or the end of the keys
 ):
     """The capped score with what depends on positions: ALiBi, the mask, the window."""
     i, j = inside_tile(s.shape[0], s.shape[1], KEYS_FIRST)
     i, j = first_i + i, first_j + j
-    if slope is not None:
-        s -= slope * tl.abs(i + diagonal - j).to(tl.float32)
-    if mask is not None:
-        given = _load_mask(
-            mask, first_i, first_j, s.shape[0], s.shape[1], q_len, k_len, stride_mask_query, stride_mask_key, KEYS_FIRST
-        )
-        if mask.dtype.element_ty == tl.uint8:
-            s = tl.where(given != 0, s, float("-inf"))
+    if given.slopes.base is not None:
+        s -= pairs.slope * tl.abs(i + pairs.diagonal - j).to(tl.float32)
+    if given.mask.base is not None:
+        found = _load_mask(pairs, given.mask, first_i, first_j, s.shape[0], s.shape[1], KEYS_FIRST)
+        if pairs.mask.dtype.element_ty == tl.uint8:
+            s = tl.where(found != 0, s, float("-inf"))
         else:
-            s += given.to(tl.float32)
+            s += found.to(tl.float32)
     if EDGE:
-        sees = j < k_len
-        if window_left is not None:
-            sees &= j >= i + diagonal - window_left
-        if window_right is not None:
-            sees &= j <= i + diagonal + window_right
+        sees = j < pairs.k_len
+        if given.rules.window_left is not None:
+            sees &= j >= i + pairs.diagonal - given.rules.window_left
+        if given.rules.window_right is not None:
+            sees &= j <= i + pairs.diagonal + given.rules.window_right
         s = tl.where(sees, s, float("-inf"))
     return s
 
 
 @triton.jit
-def _load_mask(
-    mask,
-    first_i,
-    first_j,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    q_len,
-    k_len,
-    stride_mask_query,
-    stride_mask_key,
-    KEYS_FIRST: tl.constexpr,
-):
-    """The mask's elements, of a shape that broadcasts to the tile's: a stride is None where the mask is the same along it."""
+def _load_mask(pairs, strides, first_i, first_j, ROWS: tl.constexpr, COLUMNS: tl.constexpr, KEYS_FIRST: tl.constexpr):
+    """The mask's elements, of a shape that broadcasts to the tile's."""
     # The tile's corner in 64 bits, what lies in it in 32: half the registers.
     i, j = inside_tile(ROWS, COLUMNS, KEYS_FIRST)
-    if stride_mask_query is not None:
-        mask += tl.cast(first_i, tl.int64) * stride_mask_query
-    if stride_mask_key is not None:
-        mask += tl.cast(first_j, tl.int64) * stride_mask_key
-    if stride_mask_query is None and stride_mask_key is None:
-        given = tl.load(mask)
-    elif stride_mask_query is None:
-        given = tl.load(mask + j * stride_mask_key, mask=j < k_len - first_j, other=0)
-    elif stride_mask_key is None:
-        given = tl.load(mask + i * stride_mask_query, mask=i < q_len - first_i, other=0)
+    along_query, along_key = strides.stride_query, strides.stride_key
+    mask = pairs.mask
+    if along_query is not None:
+        mask += tl.cast(first_i, tl.int64) * along_query
+    if along_key is not None:
+        mask += tl.cast(first_j, tl.int64) * along_key
+    if along_query is None and along_key is None:
+        found = tl.load(mask)
+    elif along_query is None:
+        found = tl.load(mask + j * along_key, mask=j < pairs.k_len - first_j, other=0)
+    elif along_key is None:
+        found = tl.load(mask + i * along_query, mask=i < pairs.q_len - first_i, other=0)
     else:
-        here = (i < q_len - first_i) & (j < k_len - first_j)
-        given = tl.load(mask + (i * stride_mask_query + j * stride_mask_key), mask=here, other=0)
-    return given
+        here = (i < pairs.q_len - first_i) & (j < pairs.k_len - first_j)
+        found = tl.load(mask + (i * along_query + j * along_key), mask=here, other=0)
+    return found
 
 
 @triton.jit
@@ -121,58 +161,27 @@ def score_gradients(
     received,  # grad_out . value
     first_i,
     first_j,
-    row_key,  # of each query, for dropout, or None; as top, shift and delta (queries, 1), or with KEYS_FIRST (1, queries)
-    top,
-    shift,
-    delta,
-    q_len,
-    k_len,
-    diagonal,
-    scale,
-    factor,
-    window_left,
-    window_right,
-    softcap,
-    slope,
-    mask,
-    stride_mask_query,
-    stride_mask_key,
-    threshold,
-    inverse,
-    SCALED: tl.constexpr,
+    terms,
+    pairs,
+    given,
     KEYS_FIRST: tl.constexpr,
     EDGE: tl.constexpr,
 ):
     """w, g and u of the formulas in attention_backward.py, for a tile."""
-    t = capped(product, scale, softcap, SCALED)
-    s = placed(
-        t,
-        first_i,
-        first_j,
-        q_len,
-        k_len,
-        diagonal,
-        window_left,
-        window_right,
-        slope,
-        mask,
-        stride_mask_query,
-        stride_mask_key,
-        KEYS_FIRST,
-        EDGE,
-    )
+    t = capped(product, given.rules)
+    s = placed(t, first_i, first_j, pairs, given, KEYS_FIRST, EDGE)
     # What takes no part, even where there is NaN: excluded keys, and rows past the last query, whose shift is -inf.
-    apart = (s == float("-inf")) | (shift == float("-inf"))
-    p = tl.where(apart, 0.0, tl.exp2((s - top) * factor + shift))
+    apart = (s == float("-inf")) | (terms.shift == float("-inf"))
+    p = tl.where(apart, 0.0, tl.exp2((s - terms.top) * given.rules.factor + terms.shift))
     w = p
-    if row_key is not None:
+    if given.dropout.seed is not None:
         _, j = inside_tile(s.shape[0], s.shape[1], KEYS_FIRST)
-        kept = dropout.keep(row_key, first_j + j, threshold)
-        w = tl.where(kept, p * inverse, 0.0)
-        received = tl.where(kept, received * inverse, 0.0)
-    g = tl.where(apart, 0.0, p * (received - delta))
+        kept = dropout.keep(terms.row_key, first_j + j, given.dropout.threshold)
+        w = tl.where(kept, p * given.dropout.inverse, 0.0)
+        received = tl.where(kept, received * given.dropout.inverse, 0.0)
+    g = tl.where(apart, 0.0, p * (received - terms.delta))
     u = g
-    if softcap is not None:
-        ratio = t / softcap
+    if given.rules.softcap is not None:
+        ratio = t / given.rules.softcap
         u = tl.where(apart, 0.0, g * (1.0 - ratio * ratio))
     return w, g, u

@@ -1,7 +1,29 @@
 """Where the sequences of attention lie, dense or packed, and which of their positions see each other."""
 
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
+
+from .tile import Rows
+
+
+class Sequence(NamedTuple):
+    """One sequence, inside a kernel.
+
+    Attributes:
+        batch: its index along the tensors' batch, which is 1 for packed tensors.
+        begin_q, begin_k: its first query and key there.
+        q_len, k_len: its numbers of them.
+        diagonal: query i stands at key i + diagonal.
+    """
+
+    batch: Any
+    begin_q: Any
+    begin_k: Any
+    q_len: Any
+    k_len: Any
+    diagonal: Any
 
 
 @triton.jit
@@ -11,28 +33,31 @@ def place(program, blocks, heads):
 
 
 @triton.jit
-def sequence(cu_seqlens_q, cu_seqlens_k, b, q_len, k_len, diagonal):
-    """Sequence b: its index along the tensors' batch, its first query and key there, its numbers of them, its diagonal.
-
-    In packed tensors, whose batch is 1, q_len and k_len are the most that a sequence may have.
-    """
-    if cu_seqlens_q is None:
-        batch, begin_q, begin_k, queries, keys, offset = b, 0, 0, q_len, k_len, diagonal
+def sequence_at(given, b):
+    """Sequence b of what a kernel is given (attention_problem.py)."""
+    if given.cu_seqlens_q is None:
+        found = Sequence(b, 0, 0, given.q_len, given.k_len, given.diagonal)
     else:
-        batch = b * 0
-        begin_q, begin_k = tl.load(cu_seqlens_q + b), tl.load(cu_seqlens_k + b)
-        queries = tl.load(cu_seqlens_q + b + 1) - begin_q
-        keys = tl.load(cu_seqlens_k + b + 1) - begin_k
-        offset = keys - queries
-        queries, keys = tl.minimum(queries, q_len), tl.minimum(keys, k_len)
-    return batch, begin_q, begin_k, queries, keys, offset
+        begin_q, queries = _between(given.cu_seqlens_q + b, given.tokens_q)
+        begin_k, keys = _between(given.cu_seqlens_k + b, given.tokens_k)
+        most_queries, most_keys = tl.minimum(queries, given.q_len), tl.minimum(keys, given.k_len)
+        found = Sequence(b * 0, begin_q, begin_k, most_queries, most_keys, keys - queries)
+    return found
 
 
 @triton.jit
-def head_of(tensor, batch, head, begin, stride_batch, stride_head, stride_token):
+def _between(boundary, tokens):
+    """Where a sequence begins and how long it is, cut to the tokens that there are: nobody has looked at the boundaries."""
+    begin = tl.minimum(tl.maximum(tl.load(boundary), 0), tokens)
+    end = tl.minimum(tl.load(boundary + 1), tokens)
+    return begin, tl.maximum(end - begin, 0)
+
+
+@triton.jit
+def head_of(base, batch, head, begin, stride_batch, stride_head, stride_token):
     """Where the tokens of one head of one sequence begin."""
     return (
-        tensor
+        base
         + tl.cast(batch, tl.int64) * stride_batch
         + tl.cast(head, tl.int64) * stride_head
         + tl.cast(begin, tl.int64) * stride_token
@@ -40,9 +65,16 @@ def head_of(tensor, batch, head, begin, stride_batch, stride_head, stride_token)
 
 
 @triton.jit
-def first_row(batch, head, begin_q, heads, tokens_q):
+def rows_of(heads, batch, head, begin, count):
+    """The `count` tokens of one head of one sequence, of a tensor that a kernel is given as `Heads` (attention_problem.py)."""
+    base = head_of(heads.base, batch, head, begin, heads.stride_batch, heads.stride_head, heads.stride_token)
+    return Rows(base, count, heads.stride_token, heads.stride_dim, batch, head, begin)
+
+
+@triton.jit
+def first_row(given, batch, head, begin_q):
     """The row of a head's first query in tensors of one element a query, (batch, heads, tokens_q), and in dropout's hash."""
-    return (tl.cast(batch, tl.int64) * heads + head) * tokens_q + begin_q
+    return (tl.cast(batch, tl.int64) * given.heads + head) * given.tokens_q + begin_q
 
 
 @triton.jit
@@ -67,3 +99,15 @@ def visible(first, last, length, diagonal, before, after, BLOCK: tl.constexpr):
     inner = tl.minimum(tl.maximum(inner, lo), hi)
     outer = tl.maximum(outer // BLOCK * BLOCK, inner)
     return lo, inner, outer, hi
+
+
+@triton.jit
+def part_of(part: tl.constexpr, lo, inner, outer, hi):
+    """Part 0, 1 or 2 of the blocks that `visible` found: where its blocks begin, and end."""
+    if part == 0:
+        begin, end = lo, inner
+    elif part == 1:
+        begin, end = inner, outer
+    else:
+        begin, end = outer, hi
+    return begin, end
