@@ -50,6 +50,9 @@ INTERPRETED_EXAMPLES = 6  # Triton's interpreter takes its time; FASTATTN_TEST_E
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "kernel: runs C++, and so is run under the sanitizers (sanitize.sh)")
+    config.addinivalue_line(
+        "markers", "any_lanes: about the parts of a large problem, which are the same for all vectors"
+    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -58,7 +61,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if item.path in files:
             item.add_marker("kernel")
-    same = [item for item in items if isas.same_as_in_avx512(item)]
+    same = [item for item in items if isas.same_as_in_avx512(item) or isas.fewer_lanes_than(item)]
     if same:
         config.hook.pytest_deselected(items=same)
         left_out = set(same)

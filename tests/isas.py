@@ -43,6 +43,16 @@ def same_as_in_avx512(item: pytest.Item) -> bool:
     return other_dtype or item.path.stem in WITHOUT_PRODUCTS
 
 
+def fewer_lanes_than(item: pytest.Item) -> bool:
+    """Whether the test is about threads or the parts of a large problem, which are cut alike for any number of lanes, and its
+    instruction set has fewer of them than another one that is tested."""
+    arguments = getattr(item, "callspec", None)
+    if arguments is None or arguments.params.get("isa") not in ("portable", "avx2"):
+        return False
+    about = "same_bits_at_any_thread_count" in item.fixturenames or item.get_closest_marker("any_lanes") is not None
+    return about and not {"avx512", "emulated512"}.isdisjoint(tested())
+
+
 def draw_dtype(draw: st.DrawFn, dtypes: Sequence[torch.dtype]) -> torch.dtype:
     """One of them; bfloat16, if it is among them, where the instruction set in use differs from AVX-512 in that alone."""
     dtype = draw(st.sampled_from(dtypes))

@@ -44,6 +44,7 @@ def test_real_sizes(dtype: torch.dtype, batch: int, q: int, k: int, hidden: int)
     verify.check(fastattn.additive_attention, *tensors, backend="cpu").raise_if_failed()
 
 
+@pytest.mark.any_lanes
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("mask_shape", [(150, 9000), (1, 9000), (150, 1)])
 def test_queries_that_are_taken_in_turn(isa: str, dtype: torch.dtype, mask_shape: tuple[int, int]) -> None:
