@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from linear_cases import ACTIVATIONS, Values, check_exact, check_specials, leading, network
 from norm_cases import with_specials
-from triton_backend import DEVICE, DTYPES, check, chips, dtypes, needs_triton, on_device
+from triton_backend import DEVICE, DTYPES, check, chips, dtypes, kernels_of, needs_triton, on_device
 
 import fastattn
 from fastattn.backends.triton.chips import use_chip
@@ -14,7 +14,9 @@ from fastattn.backends.triton.chips import use_chip
 pytestmark = needs_triton
 
 ROWS = st.one_of(st.integers(9, 16), st.integers(17, 64), st.sampled_from((65, 130)))
-SIZES = st.one_of(st.integers(20, 70), st.sampled_from((130, 270)))
+# In 16 bits, rows of other than a multiple of 16 bytes have tiles of their own.
+SIZES = st.one_of(st.integers(20, 70), st.sampled_from((130, 270)), st.sampled_from((24, 64, 136, 272)))
+DEPTHS = st.one_of(st.integers(1, 70), st.sampled_from((8, 24, 64, 72)))
 
 
 @settings(max_examples=16)
@@ -22,7 +24,7 @@ SIZES = st.one_of(st.integers(20, 70), st.sampled_from((130, 270)))
 def test_outputs_and_gradients_obey_the_numerics_rule(data: st.DataObject, chip: str) -> None:
     draw = data.draw
     values = Values(draw, dtypes=DTYPES)
-    *arguments, w_gate = network(values, draw(leading(ROWS)), draw(st.integers(1, 70)), draw(SIZES), draw(SIZES))
+    *arguments, w_gate = network(values, draw(leading(ROWS)), draw(DEPTHS), draw(SIZES), draw(SIZES))
     activation, dropout_p = draw(st.sampled_from(ACTIVATIONS)), draw(st.sampled_from((0.0, 0.1, 0.5, 1.0)))
     check(fastattn.feed_forward, chip, *arguments, activation, w_gate, dropout_p)
 
@@ -42,14 +44,28 @@ def test_whole_numbers_are_exact(data: st.DataObject, chip: str) -> None:
         check_exact(fastattn.feed_forward, *inputs, generator=values.generator, backend="triton")
 
 
+OWN_PRODUCTS = {"gated_matmul", "hidden_backward"}
+
+
 @pytest.mark.parametrize("gated", [False, True])
-@pytest.mark.parametrize("chip", ["sm_80", "sm_90"])
-def test_large_tiles(gated: bool, chip: str) -> None:
-    """Whole and partial tiles of the largest size, which are finished in halves; enough of them that they are taken."""
+@pytest.mark.parametrize(("chip", "inner", "hidden"), [("sm_80", 70, 530), ("sm_80", 72, 528), ("sm_90", 72, 528)])
+def test_large_tiles(gated: bool, chip: str, inner: int, hidden: int) -> None:
+    """Whole and partial tiles of the largest size, which are finished in halves; enough of them that they are taken.
+
+    Rows of a multiple of 16 bytes come by the copy engine where the chip has one; others have smaller tiles.
+    """
     torch.manual_seed(0)
-    shapes = (260, 70), (530, 70), (530,), (300, 530), (300,), (530, 70)
+    shapes = (260, inner), (hidden, inner), (hidden,), (304, hidden), (304,), (hidden, inner)
     x, w1, b1, w2, b2, w_gate = ((torch.randn(s) * s[-1] ** -0.5).half().requires_grad_() for s in shapes)
-    check(fastattn.feed_forward, chip, x, w1, b1, w2, b2, "gelu", w_gate if gated else None, 0.1)
+    arguments = (x, w1, b1, w2, b2, "gelu", w_gate if gated else None, 0.1)
+    check(fastattn.feed_forward, chip, *arguments)
+
+    with use_chip(chip):
+        grad_out = on_device(torch.ones(260, 304).half())
+        launched = kernels_of(lambda: fastattn.feed_forward(*on_device(arguments)).backward(grad_out))
+    suffix = "_persistent" if chip == "sm_90" else ""
+    own = {name for name in launched if name.removesuffix("_persistent") in OWN_PRODUCTS}
+    assert own == {f"{name}{suffix}" for name in OWN_PRODUCTS if gated or name != "gated_matmul"}
 
 
 @settings(max_examples=12)

@@ -8,9 +8,11 @@ import torch
 from devices import moved
 from hypothesis import strategies as st
 
+import fastattn
 from fastattn import verify
 from fastattn.backends import ABSENT
 from fastattn.backends.triton import interpreted
+from fastattn.backends.triton._launch import record_launches
 from fastattn.backends.triton.chips import CHIPS, chip_of, use_chip
 
 needs_triton = pytest.mark.skipif("triton" in ABSENT, reason=str(ABSENT.get("triton")))
@@ -33,3 +35,14 @@ def check(function: Callable, chip: str, *args: Any, **kwargs: Any) -> None:
     args, kwargs = on_device((args, kwargs))
     with use_chip(chip):
         verify.check(function, *args, backend="triton", **kwargs).raise_if_failed()
+
+
+def kernels_of(call: Callable[[], object]) -> list[str]:
+    """The names of the kernels that a call would launch."""
+    names: list[str] = []
+    with (
+        fastattn.use_backend("triton"),
+        record_launches(lambda kernel, args, constants, config: names.append(kernel.__name__)),
+    ):
+        call()
+    return names

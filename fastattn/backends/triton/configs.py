@@ -29,8 +29,8 @@ class Config:
         described: the copy engine brings the tiles of a loop, where it can read the tensors (descriptors.py).
         specialised: where the copy engine brings them, loads, products and what follows have warps of their own. On sm_90 Triton
             (3.6 to 3.9) leaves such a loop as it is, or fails; there csrc/cuda/attention_hopper.cu does it by hand.
-        persistent: a row of "matmul" may say that the copy engine brings the operands, if it can read them, and that as many
-            programs as multiprocessors go through the tiles (matmul_persistent.py).
+        persistent: a row of a product may say that the copy engine brings the operands, if it can read them, and that as many
+            programs as multiprocessors go through the tiles (matmul_persistent.py, feed_forward_persistent.py).
         library: a row of "matmul" may say that torch's own product (cuBLAS, rocBLAS) is faster; what follows it is then a pass of
             its own. Such a row has no tiles.
     """
@@ -52,7 +52,7 @@ class Row:
     """One row: the calls it fits, and their config.
 
     Attributes:
-        kernel: the kernel's name.
+        kernel: the kernel's name, of unusual operands with OFF_16_BYTES.
         config: what it takes.
         chips: names of chips, or () for all.
         bits: the elements' width, or 0 for all.
@@ -92,37 +92,39 @@ def _norm(kernel: str, spills: int) -> tuple[Row, ...]:
     )
 
 
-def _matmul(kernel: str, columns: int, warps: int = 4) -> tuple[Row, ...]:
+# Of products whose 16-bit operands do not lie at multiples of 16 bytes: what follows a kernel's name.
+OFF_16_BYTES = " off 16 bytes"
+
+
+def _matmul(kernel: str, columns: int, warps: int = 4, spills: tuple[int, int] = (0, 0)) -> tuple[Row, ...]:
     """A matrix product's tiles (`matmul.py`); the width is the number of rows.
 
     Args:
         columns: of the largest tile, whose accumulators take half of the registers.
         warps: of half that tile on sm_80 and sm_86.
+        spills: of the largest tile on sm_90 and sm_100.
     """
 
-    def row(width: int, bits: int, chips: tuple[str, ...], tile: tuple[int, int, int], **config: Any) -> Row:
+    def row(
+        width: int, bits: int, chips: tuple[str, ...], tile: tuple[int, int, int], name: str = kernel, **config: Any
+    ) -> Row:
         tiles = dict(zip(("BLOCK_ROWS", "BLOCK_COLUMNS", "BLOCK_DEPTH"), tile, strict=True), GROUP=8)
-        return Row(kernel, Config(tiles, **config), chips, bits, width)
+        return Row(name, Config(tiles, **config), chips, bits, width)
 
-    most, amd, persistent = 1 << 30, ("gfx942",), kernel == "matmul"
+    most, amd = 1 << 30, ("gfx942",)
+    large: dict[str, Any] = {"num_warps": 8, "num_stages": 3, "persistent": True}
+    one_sum = kernel != "gated_matmul"  # of two Triton (3.7) cannot divide the loop between warps
     return (
+        # Loads element by element, by way of registers: any larger tile spills.
+        row(most, 16, (), (64, 64, 32), num_warps=8, name=f"{kernel}{OFF_16_BYTES}"),
         # Few rows: the weights' bytes are what counts, so narrow tiles of long rows, many of them under way.
         row(16, 16, (*amd, "sm_86"), (16, 32, 128), num_stages=2, newest=False),
         row(16, 16, (), (16, 32, 256), num_stages=4, newest=False),
         row(64, 16, amd, (64, 64, 64), num_stages=2),
         row(64, 16, (), (64, 64, 64), num_stages=4),
         # As large as registers and shared memory allow. What is spilled, is so between the products and the stores.
-        row(most, 16, ("sm_90",), (128, columns, 64), num_warps=8, num_stages=3, persistent=persistent),
-        row(
-            most,
-            16,
-            ("sm_100",),
-            (128, columns, 64),
-            num_warps=8,
-            num_stages=3,
-            persistent=persistent,
-            specialised=persistent,
-        ),
+        row(most, 16, ("sm_90",), (128, columns, 64), **large, spills=spills[0]),
+        row(most, 16, ("sm_100",), (128, columns, 64), **large, spills=spills[1], specialised=one_sum),
         row(most, 16, amd, (128, columns // 2, 64), num_stages=2),
         row(most, 16, (), (128, columns // 2, 32), num_warps=warps, num_stages=4, spills=96),
         # float32 without tensor cores: operands of the whole depth of a tile lie in registers.
@@ -280,7 +282,7 @@ TABLE: tuple[Row, ...] = (
     Row("epilogue", Config({"BLOCK_ROWS": 16, "BLOCK_COLUMNS": 256})),
     *_matmul("matmul", columns=256),
     *_matmul("gated_matmul", columns=128),  # and as many of the gate's
-    *_matmul("hidden_backward", columns=256, warps=8),
+    *_matmul("hidden_backward", columns=256, warps=8, spills=(8, 56)),
     *_rotary(),
     *_cache(),
     *_additive(),

@@ -31,12 +31,13 @@ import triton.language as tl
 from torch import Tensor
 
 from .. import tensors
-from . import _launch, dropout
+from . import _launch, dropout, feed_forward_persistent
 from ._launch import launch, precision
-from .activation import activate, activate_backward
+from .descriptors import readable
+from .feed_forward_parts import finish_gated, through_hidden
 from .linear import product_like, through_activation
 from .matmul import config_for, flat, product, tiles
-from .matmul_parts import halves, multiply, tile_at
+from .matmul_parts import multiply, tile_at
 
 
 @triton.jit
@@ -90,55 +91,9 @@ def gated_matmul(
         w1_at += BLOCK_DEPTH * stride_w1_depth
         gate_at += BLOCK_DEPTH * stride_gate_depth
 
-    _gate(
+    finish_gated(
         value, gate, b1, seed, pre, pre_gate, hidden, row, first_column, rows, columns, threshold, inverse, ACTIVATION
     )  # fmt: skip
-
-
-@triton.jit
-def _gate(
-    value,  # (BLOCK_ROWS, some columns) float32: x . w1^T
-    gate,  # x . w_gate^T
-    b1,
-    seed,
-    pre,
-    pre_gate,
-    hidden,
-    row,  # of value's rows
-    first_column,  # of value
-    rows,
-    columns,
-    threshold,
-    inverse,
-    ACTIVATION: tl.constexpr,
-):
-    """The epilogue of gated_matmul."""
-    width: tl.constexpr = value.shape[1]
-    if width > 32:
-        left, right = halves(value)
-        left_gate, right_gate = halves(gate)
-        _gate(
-            left, left_gate, b1, seed, pre, pre_gate, hidden, row, first_column, rows, columns,
-            threshold, inverse, ACTIVATION,
-        )  # fmt: skip
-        _gate(
-            right, right_gate, b1, seed, pre, pre_gate, hidden, row, first_column + width // 2, rows, columns,
-            threshold, inverse, ACTIVATION,
-        )  # fmt: skip
-    else:
-        column = first_column + tl.arange(0, width)
-        inside = (row < rows)[:, None] & (column < columns)[None, :]
-        at = row[:, None] * columns + column[None, :]
-        if b1 is not None:
-            value += tl.load(b1 + column, mask=column < columns, other=0.0).to(tl.float32)[None, :]
-        if pre is not None:
-            tl.store(pre + at, value.to(pre.dtype.element_ty), mask=inside)
-            tl.store(pre_gate + at, gate.to(pre_gate.dtype.element_ty), mask=inside)
-        value = activate(gate, ACTIVATION) * value
-        if seed is not None:
-            kept = dropout.keep(dropout.row_key(tl.load(seed), row)[:, None], column[None, :], threshold)
-            value = tl.where(kept, value * inverse, 0.0)
-        tl.store(hidden + at, value.to(hidden.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -180,73 +135,10 @@ def hidden_backward(
     if partial is not None:
         partial += tile_row.to(tl.int64) * columns
 
-    _through_hidden(
+    through_hidden(
         grad, pre, pre_gate, seed, hidden, grad_pre, grad_gate, partial, row, first_column, rows, columns,
         threshold, inverse, ACTIVATION,
     )  # fmt: skip
-
-
-@triton.jit
-def _through_hidden(
-    grad,  # (BLOCK_ROWS, some columns) float32: grad_out . w2
-    pre,
-    pre_gate,
-    seed,
-    hidden,
-    grad_pre,
-    grad_gate,
-    partial,  # the tile row's
-    row,  # of grad's rows
-    first_column,  # of grad
-    rows,
-    columns,
-    threshold,
-    inverse,
-    ACTIVATION: tl.constexpr,
-):
-    """The epilogue of hidden_backward."""
-    width: tl.constexpr = grad.shape[1]
-    if width > 32:
-        left, right = halves(grad)
-        _through_hidden(
-            left, pre, pre_gate, seed, hidden, grad_pre, grad_gate, partial, row, first_column, rows, columns,
-            threshold, inverse, ACTIVATION,
-        )  # fmt: skip
-        _through_hidden(
-            right, pre, pre_gate, seed, hidden, grad_pre, grad_gate, partial, row, first_column + width // 2, rows, columns,
-            threshold, inverse, ACTIVATION,
-        )  # fmt: skip
-    else:
-        column = first_column + tl.arange(0, width)
-        inside = (row < rows)[:, None] & (column < columns)[None, :]
-        at = row[:, None] * columns + column[None, :]
-        value = tl.load(pre + at, mask=inside, other=0.0).to(tl.float32)
-        if pre_gate is not None:
-            gate = tl.load(pre_gate + at, mask=inside, other=0.0).to(tl.float32)
-            factor = activate(gate, ACTIVATION)
-        if seed is not None:
-            kept = dropout.keep(dropout.row_key(tl.load(seed), row)[:, None], column[None, :], threshold)
-            grad = tl.where(kept, grad * inverse, 0.0)
-
-        if hidden is not None:
-            if pre_gate is not None:
-                dropped = factor * value
-            else:
-                dropped = activate(value, ACTIVATION)
-            if seed is not None:
-                dropped = tl.where(kept, dropped * inverse, 0.0)
-            tl.store(hidden + at, dropped.to(hidden.dtype.element_ty), mask=inside)
-        if grad_gate is not None:
-            through = activate_backward(grad * value, gate, ACTIVATION)
-            tl.store(grad_gate + at, through.to(grad_gate.dtype.element_ty), mask=inside)
-        if pre_gate is not None:
-            grad = grad * factor
-        else:
-            grad = activate_backward(grad, value, ACTIVATION)
-        if grad_pre is not None:
-            tl.store(grad_pre + at, grad.to(grad_pre.dtype.element_ty), mask=inside)
-        if partial is not None:
-            tl.store(partial + column, tl.sum(tl.where(inside, grad, 0.0), axis=0), mask=column < columns)
 
 
 def unsupported(
@@ -313,30 +205,29 @@ def hidden_of(
             dropout_p=dropout_p,
         )
     else:
-        config = config_for("gated_matmul", tokens, rows, columns)
-        launch(
-            gated_matmul,
-            (tiles(config, rows, columns),),
-            tokens,
-            w1,
-            w_gate,
-            tensors.contiguous(b1),
-            seed,
-            pre,
-            pre_gate,
-            hidden,
-            rows,
-            columns,
-            depth,
-            *tokens.stride(),
-            *w1.stride(),
-            *w_gate.stride(),
-            dropout.threshold(dropout_p),
-            dropout.inverse(dropout_p),
-            config=config,
-            ACTIVATION=activation,
-            PRECISION=precision(tokens.dtype),
-        )
+        config = config_for("gated_matmul", (tokens, w1, w_gate), rows, columns)
+        numbers = (rows, columns, depth)
+        written = (tensors.contiguous(b1), seed, pre, pre_gate, hidden)
+        dropped = (dropout.threshold(dropout_p), dropout.inverse(dropout_p))
+        constants = {"ACTIVATION": activation, "PRECISION": precision(tokens.dtype)}
+        if config.persistent and readable(tokens) and readable(w1) and readable(w_gate):
+            feed_forward_persistent.gated(tokens, w1, w_gate, written, numbers, dropped, config, constants)
+        else:
+            launch(
+                gated_matmul,
+                (tiles(config, rows, columns),),
+                tokens,
+                w1,
+                w_gate,
+                *written,
+                *numbers,
+                *tokens.stride(),
+                *w1.stride(),
+                *w_gate.stride(),
+                *dropped,
+                config=config,
+                **constants,
+            )
     return hidden
 
 
@@ -364,34 +255,33 @@ def backward(
     hidden = x.new_empty((rows, columns)) if needs_w2 else None
     grad_pre = x.new_empty((rows, columns)) if needs_x or needs_w1 else None
     grad_gate = x.new_empty((rows, columns)) if gated and (needs_x or needs_gate) else None
-    config = config_for("hidden_backward", x, rows, columns)
+    config = config_for("hidden_backward", (received, w2), rows, columns)
     tile_rows = triton.cdiv(rows, config.tiles["BLOCK_ROWS"])
     partial = x.new_empty((tile_rows, columns), dtype=torch.float32) if needs_b1 and b1 is not None else None
     without_product = grad_pre is None and grad_gate is None and partial is None
     if hidden is not None or not without_product:
-        launch(
-            hidden_backward,
-            (tiles(config, rows, columns),),
-            received,
-            w2,
-            pre.contiguous(),
-            pre_gate.contiguous() if gated else None,
-            seed,
-            hidden,
-            grad_pre,
-            grad_gate,
-            partial,
-            rows,
-            columns,
-            0 if without_product else depth,
-            *received.stride(),
-            *w2.stride(),
-            dropout.threshold(dropout_p),
-            dropout.inverse(dropout_p),
-            config=config,
-            ACTIVATION=activation,
-            PRECISION=precision(x.dtype),
-        )
+        read = (pre.contiguous(), pre_gate.contiguous() if gated else None, seed)
+        written = (hidden, grad_pre, grad_gate, partial)
+        numbers = (rows, columns, 0 if without_product else depth)
+        dropped = (dropout.threshold(dropout_p), dropout.inverse(dropout_p))
+        constants = {"ACTIVATION": activation, "PRECISION": precision(x.dtype)}
+        if config.persistent and readable(received) and readable(w2):
+            feed_forward_persistent.backward(received, w2, (*read, *written), numbers, dropped, config, constants)
+        else:
+            launch(
+                hidden_backward,
+                (tiles(config, rows, columns),),
+                received,
+                w2,
+                *read,
+                *written,
+                *numbers,
+                *received.stride(),
+                *w2.stride(),
+                *dropped,
+                config=config,
+                **constants,
+            )
 
     grad_w2 = None if hidden is None else product(received.t(), hidden, torch.empty_like(w2))
     del hidden

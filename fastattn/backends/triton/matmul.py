@@ -35,7 +35,8 @@ from ..tensors import contiguous
 from . import matmul_persistent
 from ._launch import launch, precision
 from .chips import chip_of, multiprocessors
-from .configs import Config, choose
+from .configs import OFF_16_BYTES, Config, choose
+from .descriptors import readable
 from .matmul_parts import finish, finish_numbers, multiply, tile_at
 
 # A part of a split sum is at least this long, for each costs a write and a read of the whole output.
@@ -141,12 +142,16 @@ def flat(x: Tensor) -> Tensor:
     return x.unsqueeze(0) if x.ndim == 1 else x.flatten(0, -2)
 
 
-def config_for(kernel: str, x: Tensor, rows: int, columns: int, most_splits: int = 1) -> Config:
+def config_for(kernel: str, operands: tuple[Tensor, ...], rows: int, columns: int, most_splits: int = 1) -> Config:
     """The config of a product of this size: the table's width is the number of rows.
 
-    Where its tiles, each split `most_splits` times, would leave multiprocessors idle, those for 64 rows are taken.
+    Where its tiles, each split `most_splits` times, would leave multiprocessors idle, those for 64 rows are taken. Operands
+    whose rows do not begin at multiples of 16 bytes are loaded element by element, and have a config of their own.
     """
+    x = operands[0]
     chip = chip_of(x.device)
+    if x.element_size() == 2 and not all(readable(matrix) or readable(matrix.t()) for matrix in operands):
+        return choose(f"{kernel}{OFF_16_BYTES}", chip, x.dtype, rows)
     config = choose(kernel, chip, x.dtype, rows)
     if not config.library and rows > 64 and most_splits * tiles(config, rows, columns) < multiprocessors(x.device):
         return choose(kernel, chip, x.dtype, 64)
@@ -184,7 +189,7 @@ def product(
     a2, b2 = (None, b) if second is None else second
     plain = bias is None and activation == "none" and seed is None and residual is None and pre is None
     most_splits = max(depth // LEAST_DEPTH_OF_A_SPLIT, 1) if plain else 1
-    config = config_for("matmul", a, rows, columns, most_splits)
+    config = config_for("matmul", (a, b, a2, b2) if a2 is not None else (a, b), rows, columns, most_splits)
     if config.library:
         multiplied = out if plain else a.new_empty((rows, columns))
         torch.mm(a, b, out=multiplied)

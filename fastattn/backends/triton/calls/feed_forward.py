@@ -12,11 +12,14 @@ def calls(dtype: torch.dtype) -> Iterator[tuple[str, Callable[[], object]]]:
     for rows in (16, 64, 4096):
         yield f"{rows} rows, gated, GELU, dropout", partial(_network, rows, True, "gelu", 0.1, dtype)
     yield "plain, SiLU", partial(_network, 4096, False, "silu", 0.0, dtype)
+    yield "rows off 16 bytes, gated, GELU, dropout", partial(_network, 4096, True, "gelu", 0.1, dtype, 1020, 4092)
 
 
-def _network(rows: int, gated: bool, activation: str, dropout_p: float, dtype: torch.dtype) -> None:
-    x = torch.empty(rows, 1024, dtype=dtype, device="meta")
-    w1, b1, w2, b2 = x.new_empty(4096, 1024), x.new_empty(4096), x.new_empty(1024, 4096), x.new_empty(1024)
+def _network(
+    rows: int, gated: bool, activation: str, dropout_p: float, dtype: torch.dtype, inner: int = 1024, hidden: int = 4096
+) -> None:
+    x = torch.empty(rows, inner, dtype=dtype, device="meta")
+    w1, b1, w2, b2 = (x.new_empty(shape) for shape in ((hidden, inner), (hidden,), (inner, hidden), (inner,)))
     gate = w1 if gated else None
     seed = torch.empty(1, dtype=torch.int64, device="meta") if dropout_p > 0.0 else None
     out, pre, pre_gate = feed_forward.forward(x, w1, b1, w2, b2, gate, seed, activation, dropout_p, True)
