@@ -50,6 +50,8 @@ class Job:
                     "shared": compiled.shared,
                     "blocks": compiled.blocks,
                     "matrix": compiled.matrix,
+                    "engine": compiled.copies,
+                    "divided": compiled.divided,
                     "faults": compiled.faults,
                 }
                 entries.setdefault(json.dumps({**entry, "call": ""}), entry)
@@ -105,8 +107,10 @@ def _table(entries: list[dict[str, Any]]) -> Table:
     for name in ("kernel", "chip", "dtype", "tiles", "warps", "stages", "registers", "spilled", "shared", "blocks"):
         table.add_column(name, justify="left" if name in ("kernel", "chip", "dtype", "tiles") else "right")
     table.add_column("matrix unit")
+    table.add_column("tiles by")
     table.add_column("budget")
     for entry in entries:
+        engine = "copy engine" if entry["engine"] else "addresses"
         table.add_row(
             entry["kernel"],
             entry["chip"],
@@ -114,6 +118,7 @@ def _table(entries: list[dict[str, Any]]) -> Table:
             " ".join(f"{name}={size}" for name, size in entry["tiles"].items()),
             *(str(entry[name]) for name in ("warps", "stages", "registers", "spills", "shared", "blocks")),
             entry["matrix"],
+            f"{engine}, divided warps" if entry["divided"] else engine,
             "kept" if not entry["faults"] else f"[red]{'; '.join(entry['faults'])} ({entry['call']})[/red]",
         )
     return table
