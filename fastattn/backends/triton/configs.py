@@ -129,7 +129,7 @@ def _matmul(kernel: str, columns: int, warps: int = 4, spills: tuple[int, int] =
         row(most, 16, (), (128, columns // 2, 32), num_warps=warps, num_stages=4, spills=96),
         # float32 without tensor cores: operands of the whole depth of a tile lie in registers.
         row(16, 32, (), (16, 64, 32), num_stages=3, spills=32),
-        row(most, 32, (), (64, 64, 16), num_stages=3, spills=32),
+        row(most, 32, (), (64, 64, 16), num_stages=3, spills=48),
     )
 
 
@@ -223,7 +223,8 @@ def _described(kernel: str, chips: tuple[str, ...], *shapes: tuple[int, ...], **
 _HOPPER = ("sm_90", "sm_100")
 _AMPERE = ("sm_80",)
 
-# In 16 bits a program's own rows are 128 where registers allow it. Products in float32 are no matrix instructions: small tiles.
+# In 16 bits a program's own rows are 128 where registers allow it. Products in float32 are no matrix instructions, and have rows
+# of both operands in registers: small tiles, with which hardly anything spills (up to 3 KB a thread with twice their sides).
 # The width is twice that of the heads where a call has dropout or something is added to its scores (attention_problem.py).
 # What spills: on sm_100 the gradients of keys and values of head_dim 256, both of which lie in registers, elsewhere tiles with
 # dropout or a mask at that width. Otherwise a few bytes, stored before the loop over tiles and loaded after it or once a head,
@@ -232,7 +233,7 @@ _AMPERE = ("sm_80",)
 # attention_backward_key on sm_80: the sums of 128 keys of head_dim 128 take half of eight warps' registers. Blocks of 16 queries
 # leave room for what a window and packed sequences ask besides; blocks of 32 spill up to 280 bytes then, some of it in the loop.
 # 64 keys would take as many registers with four warps, and with eight the matrix units would make half of the products twice.
-# Of packed sequences it has no descriptors (attention_backward.py): on sm_90 and sm_100 causal ones store 208 and 504 bytes
+# Of packed sequences it has no descriptors (attention_backward.py): on sm_90 and sm_100 causal ones store 208 and 520 bytes
 # before the loop over tiles and load part of them once a head; with one stage there are none, and no tile on its way while
 # another is multiplied.
 _ATTENTION = (
@@ -241,31 +242,35 @@ _ATTENTION = (
     *_described("attention_forward", _HOPPER, (256, 128, 64, 8, 2), (512, 128, 32, 8, 2, 8)),
     *_attention("attention_forward", _AMPERE, 16, (64, 128, 64, 4, 3), (128, 128, 64, 8, 2, 16)),
     *_attention("attention_forward", _AMPERE, 16, (256, 64, 32, 4, 2, 64), (512, 64, 32, 8, 1)),
-    *_attention("attention_forward", (), 16, (64, 128, 64, 4, 1, 8), (128, 64, 32, 4, 1, 8)),
+    *_attention("attention_forward", (), 16, (64, 128, 64, 4, 1, 32), (128, 64, 32, 4, 1, 8)),
     *_attention("attention_forward", (), 16, (256, 64, 32, 8, 1), (512, 32, 32, 4, 1)),
-    *_attention("attention_forward", (), 32, (128, 64, 32, 4, 1), (512, 32, 32, 4, 1)),
+    *_attention("attention_forward", (), 32, (64, 64, 32, 8, 1), (128, 32, 32, 8, 1), (512, 16, 16, 4, 1, 16)),
     *_attention("attention_summary", _HOPPER, 16, (128, 64, 64, 4, 2), (512, 64, 32, 4, 1)),
     *_attention("attention_summary", (), 16, (128, 64, 32, 4, 1), (512, 32, 32, 4, 1)),
     *_attention("attention_summary", (), 32, (128, 32, 32, 4, 1, 8), (512, 16, 32, 4, 1)),
     *_attention("attention_backward_rows", _HOPPER, 16, (128, 128, 64, 8, 1), (512, 64, 64, 4, 1)),
     *_attention("attention_backward_rows", (), 16, (128, 64, 32, 4, 1, 16), (512, 32, 32, 4, 1, 96)),
-    *_attention("attention_backward_rows", (), 32, (128, 32, 32, 4, 1), (512, 16, 32, 4, 1)),
+    *_attention("attention_backward_rows", (), 32, (64, 32, 32, 4, 1), (128, 16, 32, 8, 1), (512, 16, 16, 4, 1)),
     *_described("attention_backward_query", _HOPPER, (128, 128, 64, 8, 2), (256, 64, 64, 8, 2), (512, 64, 32, 8, 2)),
     *_attention(
         "attention_backward_query", _AMPERE, 16, (128, 128, 32, 8, 2), (256, 64, 32, 8, 1), (512, 32, 32, 8, 1)
     ),
-    *_attention("attention_backward_query", (), 16, (128, 64, 32, 4, 1), (256, 32, 32, 4, 1), (512, 32, 32, 8, 1, 720)),
-    *_attention("attention_backward_query", (), 32, (128, 32, 32, 4, 1), (512, 16, 32, 4, 1)),
+    *_attention(
+        "attention_backward_query", (), 16, (128, 64, 32, 4, 1, 8), (256, 32, 32, 4, 1), (512, 32, 32, 8, 1, 720)
+    ),
+    *_attention("attention_backward_query", ("gfx942",), 32, (128, 16, 32, 4, 1), (512, 16, 16, 4, 1)),
+    *_attention("attention_backward_query", (), 32, (64, 32, 32, 4, 1), (512, 16, 32, 8, 1, 16)),
     *_described("attention_backward_key", ("sm_90",), (128, 32, 128, 8, 2, 208), (256, 32, 64, 8, 2, 16)),
     *_described("attention_backward_key", ("sm_90",), (512, 16, 64, 8, 2, 8)),
-    *_described("attention_backward_key", ("sm_100",), (128, 32, 128, 8, 2, 504), (256, 32, 64, 8, 2, 656)),
+    *_described("attention_backward_key", ("sm_100",), (128, 32, 128, 8, 2, 520), (256, 32, 64, 8, 2, 656)),
     *_described("attention_backward_key", ("sm_100",), (512, 16, 64, 8, 2, 568)),
-    *_attention("attention_backward_key", _AMPERE, 16, (64, 32, 128, 8, 2), (128, 16, 128, 8, 2)),
+    *_attention("attention_backward_key", _AMPERE, 16, (64, 32, 128, 8, 2), (128, 16, 128, 8, 2, 8)),
     *_attention("attention_backward_key", _AMPERE, 16, (256, 32, 64, 8, 1, 120), (512, 16, 64, 8, 1, 64)),
     *_attention(
         "attention_backward_key", (), 16, (128, 32, 64, 4, 1, 48), (256, 16, 32, 4, 1, 40), (512, 16, 32, 8, 1)
     ),
-    *_attention("attention_backward_key", (), 32, (128, 32, 32, 4, 1), (512, 32, 16, 4, 1)),
+    *_attention("attention_backward_key", ("gfx942",), 32, (128, 32, 16, 4, 1), (512, 16, 16, 4, 1)),
+    *_attention("attention_backward_key", (), 32, (64, 32, 32, 4, 1), (128, 32, 32, 8, 1, 56), (512, 16, 16, 8, 1, 40)),
     *_attention("attention_mask_gradient", _HOPPER, 16, (256, 64, 64, 8, 2), (512, 64, 32, 8, 2, 160)),
     *_attention("attention_mask_gradient", (), 16, (256, 32, 32, 4, 1), (512, 32, 32, 8, 1, 368)),
     *_attention("attention_mask_gradient", (), 32, (512, 16, 32, 4, 1)),
