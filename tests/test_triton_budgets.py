@@ -16,9 +16,10 @@ from fastattn.backends.triton.configs import TABLE
 
 pytestmark = needs_triton
 
-# Compiling for every chip takes ten minutes of one core, so the tests do it for one, and `python -m fastattn kernels` for all.
-# FASTATTN_TEST_CHIPS=sm_80,gfx942 chooses others.
+# Compiling for every chip takes fifteen minutes of one core, so the tests do it for one, in 16 bits, and
+# `python -m fastattn kernels --dtype bfloat16 float32` for all. FASTATTN_TEST_CHIPS=sm_80,gfx942 asks for others, in both dtypes.
 COMPILED = os.environ.get("FASTATTN_TEST_CHIPS", "sm_90").split(",")
+DTYPES = ("bfloat16", "float32") if "FASTATTN_TEST_CHIPS" in os.environ else ("bfloat16",)
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,7 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
         "fastattn",
         "kernels",
         "--dtype",
-        "bfloat16",
+        *DTYPES,
         "--chip",
         *COMPILED,
         "--json",
