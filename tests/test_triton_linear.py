@@ -7,7 +7,18 @@ from hypothesis import strategies as st
 from linear_cases import ACTIVATIONS, Values, check_exact, check_specials, leading
 from norm_cases import with_specials
 from torch import Tensor
-from triton_backend import DEVICE, DTYPES, check, chips, dtypes, kernels_of, needs_triton, on_device
+from triton_backend import (
+    DEVICE,
+    DTYPES,
+    WITH_ENGINE,
+    check,
+    chips,
+    dtypes,
+    kernels_of,
+    needs_engine,
+    needs_triton,
+    on_device,
+)
 
 import fastattn
 from fastattn.backends.triton import configs
@@ -62,8 +73,9 @@ def test_long_sums_are_split(dtype: torch.dtype, rows: int, depth: int, columns:
     check(fastattn.linear, "sm_90", x, weight, torch.randn(columns).to(dtype).requires_grad_(), "gelu")
 
 
+@needs_engine
 @settings(max_examples=12)
-@given(data=st.data(), chip=st.sampled_from(("sm_90", "sm_100")))
+@given(data=st.data(), chip=st.sampled_from(WITH_ENGINE or ("sm_90",)))
 def test_operands_by_the_copy_engine_obey_the_numerics_rule(data: st.DataObject, chip: str) -> None:
     """Rows and columns of which tiles and programs are left over, operands along either dimension; four tiles at least, for
     fewer go elsewhere."""
