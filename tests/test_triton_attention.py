@@ -1,17 +1,23 @@
 """Attention in Triton, forward and backward, against the eager definition."""
 
+import itertools
+
 import pytest
 import torch
 from attention_cases import AttentionCase, attention_cases
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from norm_cases import with_specials
-from triton_backend import DEVICE, DTYPES, check, chips, dtypes, needs_triton
+from triton_backend import DEVICE, DTYPES, OWN, check, chips, dtypes, needs_triton
 
 import fastattn
 from fastattn.backends.eager import dropout as eager_dropout
+from fastattn.backends.triton.chips import CHIPS
+from fastattn.backends.triton.configs import choose
 
 pytestmark = needs_triton
+
+KERNELS = ("attention_forward", "attention_backward_rows", "attention_backward_query", "attention_backward_key")
 
 # Less than a tile, a tile's edges, and several tiles.
 LENGTHS = st.one_of(st.integers(1, 40), st.sampled_from((0, 1, 2, 64, 65)))
@@ -23,6 +29,25 @@ cases = attention_cases(DTYPES, LENGTHS, HEAD_DIMS, most_scores=3_000)
 @given(case=cases, chip=chips)
 def test_outputs_and_gradients_obey_the_numerics_rule(case: AttentionCase, chip: str) -> None:
     check(fastattn.attention, chip, *case.tensors, **case.options)
+
+
+def rows_of_the_table() -> list[tuple[str, torch.dtype, int, bool]]:
+    """A chip, dtype, head_dim, and whether more is in a score than a product, for each set of tiles that attention takes."""
+    found: dict[tuple, tuple[str, torch.dtype, int, bool]] = {}
+    for chip, dtype, head_dim, more in itertools.product(OWN, DTYPES, (64, 128, 256), (False, True)):
+        rows = (choose(kernel, CHIPS[chip], dtype, 2 * head_dim if more else head_dim) for kernel in KERNELS)
+        tiles = tuple(tuple(row.tiles.values()) for row in rows)
+        found.setdefault((dtype, head_dim, more, tiles), (chip, dtype, head_dim, more))
+    return list(found.values())
+
+
+@pytest.mark.parametrize(("chip", "dtype", "head_dim", "more"), rows_of_the_table())
+def test_every_row_of_the_table(chip: str, dtype: torch.dtype, head_dim: int, more: bool) -> None:
+    """A block and a part of one along both sides, of the widest heads, too."""
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(1, 1, n, head_dim).to(dtype).requires_grad_() for n in (20, 70, 70))
+    mask = torch.randn(20, 70, requires_grad=True) if more else None
+    check(fastattn.attention, chip, query, key, value, mask, dropout_p=0.2 if more else 0.0, return_lse=True)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

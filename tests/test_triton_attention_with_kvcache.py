@@ -6,7 +6,7 @@ from attention_cases import AttentionCase, kvcache_cases
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kvcache_cases import check_lengths_beyond_the_capacity, check_token_by_token, run, with_special_values
-from triton_backend import DEVICE, DTYPES, check, chips, needs_triton
+from triton_backend import DEVICE, DTYPES, OWN, check, chips, needs_triton
 
 import fastattn
 
@@ -31,6 +31,17 @@ def test_wide_heads_and_many_rows(width: int, dtype: torch.dtype) -> None:
     query, cache = torch.randn(1, 8, 12, width).to(dtype), torch.randn(1, 2, 90, width).to(dtype)
     lengths = torch.tensor([77], dtype=torch.int32)
     check(run, "sm_90", query, cache, cache[..., :40], None, None, cache_seqlens=lengths, return_lse=True)
+
+
+@pytest.mark.parametrize("chip", OWN)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_row_of_the_table(chip: str, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    lengths = torch.tensor([55], dtype=torch.int32)
+    for width in (64, 128, 256, 512, 1024):
+        if width * dtype.itemsize <= 2048:
+            query, cache = torch.randn(1, 4, 1, width).to(dtype), torch.randn(1, 1, 70, width).to(dtype)
+            check(run, chip, query, cache, cache, None, None, cache_seqlens=lengths, return_lse=True)
 
 
 @pytest.mark.parametrize("window", [None, (100, 0), (0, 0), (3, 5)])

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from linear_cases import ACTIVATIONS, Values, check_exact, check_specials, leading, network
 from norm_cases import with_specials
-from triton_backend import DEVICE, DTYPES, check, chips, dtypes, kernels_of, needs_triton, on_device
+from triton_backend import DEVICE, DTYPES, OWN, WITH_ENGINE, check, chips, dtypes, kernels_of, needs_triton, on_device
 
 import fastattn
 from fastattn.backends.triton.chips import use_chip
@@ -48,7 +48,7 @@ OWN_PRODUCTS = {"gated_matmul", "hidden_backward"}
 
 
 @pytest.mark.parametrize("gated", [False, True])
-@pytest.mark.parametrize(("chip", "inner", "hidden"), [("sm_80", 70, 530), ("sm_80", 72, 528), ("sm_90", 72, 528)])
+@pytest.mark.parametrize(("chip", "inner", "hidden"), [("sm_80", 70, 530), *((chip, 72, 528) for chip in OWN)])
 def test_large_tiles(gated: bool, chip: str, inner: int, hidden: int) -> None:
     """Whole and partial tiles of the largest size, which are finished in halves; enough of them that they are taken.
 
@@ -63,7 +63,7 @@ def test_large_tiles(gated: bool, chip: str, inner: int, hidden: int) -> None:
     with use_chip(chip):
         grad_out = on_device(torch.ones(260, 304).half())
         launched = kernels_of(lambda: fastattn.feed_forward(*on_device(arguments)).backward(grad_out))
-    suffix = "_persistent" if chip == "sm_90" else ""
+    suffix = "_persistent" if chip in WITH_ENGINE else ""
     own = {name for name in launched if name.removesuffix("_persistent") in OWN_PRODUCTS}
     assert own == {f"{name}{suffix}" for name in OWN_PRODUCTS if gated or name != "gated_matmul"}
 

@@ -24,6 +24,15 @@ def test_outputs_and_gradients_obey_the_numerics_rule(case: NormCase, chip: str,
     check(norm, chip, case.x, *affine, case.eps, residual=case.residual, dropout_p=case.dropout_p)
 
 
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("dim", [60, 120, 250, 500, 1000, 2000, 4000, 8000, 16000])
+def test_every_row_of_the_table(norm, dim: int) -> None:
+    torch.manual_seed(0)
+    x, residual = (torch.randn(5, dim, requires_grad=True) for _ in range(2))
+    affine = [torch.randn(dim, requires_grad=True) for _ in range(2 if norm is fastattn.layer_norm else 1)]
+    check(norm, "sm_90", x, *affine, residual=residual, dropout_p=0.1)
+
+
 @pytest.mark.skipif(DEVICE.type == "cuda", reason="the rows are drawn on the CPU")
 @pytest.mark.parametrize("norm", NORMS)
 @given(rows=st.integers(1, 20), dim=st.integers(1, 7), seed=st.integers(0, 2**31))
