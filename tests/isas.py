@@ -30,8 +30,12 @@ def share(isa: str, examples: int) -> int:
     return examples if isa == longest or len(tested()) == 1 else max(1, examples * 2 // 5)
 
 
+def _avx512_is_tested() -> bool:
+    return not {"avx512", "emulated512"}.isdisjoint(tested())
+
+
 def _beside_avx512(isa: str | None) -> bool:
-    return isa in BFLOAT16_ALONE and not {"avx512", "emulated512"}.isdisjoint(tested())
+    return isa in BFLOAT16_ALONE and _avx512_is_tested()
 
 
 def same_as_in_avx512(item: pytest.Item) -> bool:
@@ -50,7 +54,7 @@ def fewer_lanes_than(item: pytest.Item) -> bool:
     if arguments is None or arguments.params.get("isa") not in ("portable", "avx2"):
         return False
     about = "same_bits_at_any_thread_count" in item.fixturenames or item.get_closest_marker("any_lanes") is not None
-    return about and not {"avx512", "emulated512"}.isdisjoint(tested())
+    return about and _avx512_is_tested()
 
 
 def draw_dtype(draw: st.DrawFn, dtypes: Sequence[torch.dtype]) -> torch.dtype:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import triton.language as tl
 from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
 from triton.backends.nvidia.driver import CudaDriver
 from triton.runtime.driver import driver
 from triton.tools.tensor_descriptor import TensorDescriptor
@@ -38,23 +39,15 @@ def pretend() -> None:
 
 
 def real(given: Any) -> Any:
-    """The same with memory, each of its own, in the place of meta tensors'; nobody reads it."""
+    """The same with memory, of its own, in the place of a meta tensor's; nobody reads it."""
     if isinstance(given, Tensor):
         return torch.empty(64, dtype=given.dtype)
-    if isinstance(given, TensorDescriptor):
-        return dataclasses.replace(given, base=real(given.base))
-    if isinstance(given, tuple):
-        parts = [real(part) for part in given]
-        return type(given)(*parts) if hasattr(given, "_fields") else tuple(parts)
-    return given
+    return dataclasses.replace(given, base=real(given.base)) if isinstance(given, TensorDescriptor) else given
 
 
 def parameters(given: Any) -> Iterator[tuple[str, Any]]:
     """(format, value) of what a kernel receives of an argument: absent ones, constants and ones are compiled in."""
-    if isinstance(given, tuple):
-        for part in given:
-            yield from parameters(part)
-    elif isinstance(given, Tensor):
+    if isinstance(given, Tensor):
         yield "Q", given.data_ptr()
     elif isinstance(given, TensorDescriptor):
         yield "Q", given.base.data_ptr()
@@ -77,8 +70,8 @@ def main() -> None:
     launches: list[dict[str, Any]] = []
 
     def launch(kernel: Any, args: tuple, constants: dict[str, Any], config: Any) -> None:
-        args = real(args)
-        expected = list(parameters(args))
+        args = tree_map(real, args)
+        expected = [parameter for given in tree_leaves(args) for parameter in parameters(given)]
         stand_in.expect(len(expected))
         kernel[(1,)](
             *args, **constants, num_warps=config.num_warps, num_stages=config.num_stages, enable_fp_fusion=True

@@ -47,7 +47,7 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, config: Config, **con
     args = _living(args)
     options = {"num_warps": config.num_warps, "num_stages": config.num_stages, "enable_fp_fusion": True}
     # The interpreter puts its own functions in the place of Triton's while a kernel runs: one thread at a time.
-    with _one_at_a_time if interpreted else torch.cuda.device_of(_first_tensor(args)):
+    with _one_at_a_time if interpreted else torch.cuda.device_of(next(_tensors(args))):
         kernel[grid](*args, **constants, **config.tiles, **options)
 
 
@@ -59,10 +59,12 @@ def _living(args: tuple) -> tuple:
     return type(args)(*found) if hasattr(args, "_fields") else tuple(found)
 
 
-def _first_tensor(args: tuple) -> Tensor:
-    while not isinstance(args[0], Tensor):
-        args = args[0]
-    return args[0]
+def _tensors(args: tuple) -> Iterator[Tensor]:
+    for arg in args:
+        if isinstance(arg, Tensor):
+            yield arg
+        elif isinstance(arg, tuple):
+            yield from _tensors(arg)
 
 
 def unsupported(tensor: Tensor, *others: Tensor | None) -> str | None:

@@ -7,8 +7,8 @@
                +--------+--------+-----+        KEYS keys that one of them sees, with the softmax kept up to date:
       queries  | s -> p |        |     |
                +--------+--------+-----+            top'   = max(top, s)
-                   |                                p      = exp2((s - top') * given.rules.factor)
-                   v                                shrink = exp2((top - top') * given.rules.factor)
+                   |                                p      = exp2((s - top') * factor)
+                   v                                shrink = exp2((top - top') * factor)
       acc += p . value   (QUERIES x value_dim)      total  = shrink * total + sum(p);   acc = shrink * acc + p . value
 
 Blocks outside the band of the window (causal too) are not visited; only those that cross its edge, or the end of the keys,

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -186,7 +187,7 @@ class Problem:
         added = self.attn_mask is not None and self.attn_mask.is_floating_point()
         return added or self.alibi_slopes is not None or self.softcap > 0.0 or not self.scale > 0.0
 
-    @property
+    @cached_property
     def _mask(self) -> Mask:
         mask = self.attn_mask
         if mask is None:
@@ -203,7 +204,7 @@ class Problem:
             return Slopes(None, None, None)
         return Slopes(slopes, slopes.stride(0) if slopes.ndim == 2 else 0, slopes.stride(-1))
 
-    @property
+    @cached_property
     def given(self) -> Given:
         """What every kernel begins with."""
         furthest = self.q_len + self.k_len + abs(self.diagonal)

@@ -36,8 +36,8 @@ from ._launch import launch, precision
 from .descriptors import readable
 from .feed_forward_parts import finish_gated, through_hidden
 from .linear import product_like, through_activation
-from .matmul import config_for, flat, product, tiles
-from .matmul_parts import multiply, tile_at
+from .matmul import config_for, flat, product
+from .matmul_parts import multiply, tile_at, tiles
 
 
 @triton.jit
@@ -206,12 +206,13 @@ def hidden_of(
         )
     else:
         config = config_for("gated_matmul", (tokens, w1, w_gate), rows, columns)
-        numbers = (rows, columns, depth)
-        written = (tensors.contiguous(b1), seed, pre, pre_gate, hidden)
+        others = (tensors.contiguous(b1), seed, pre, pre_gate, hidden, rows, columns, depth)
         dropped = (dropout.threshold(dropout_p), dropout.inverse(dropout_p))
         constants = {"ACTIVATION": activation, "PRECISION": precision(tokens.dtype)}
         if config.persistent and readable(tokens) and readable(w1) and readable(w_gate):
-            feed_forward_persistent.gated(tokens, w1, w_gate, written, numbers, dropped, config, constants)
+            feed_forward_persistent.gated(
+                tokens, w1, w_gate, *others, *dropped, rows=rows, columns=columns, config=config, **constants
+            )
         else:
             launch(
                 gated_matmul,
@@ -219,8 +220,7 @@ def hidden_of(
                 tokens,
                 w1,
                 w_gate,
-                *written,
-                *numbers,
+                *others,
                 *tokens.stride(),
                 *w1.stride(),
                 *w_gate.stride(),
@@ -261,21 +261,20 @@ def backward(
     without_product = grad_pre is None and grad_gate is None and partial is None
     if hidden is not None or not without_product:
         read = (pre.contiguous(), pre_gate.contiguous() if gated else None, seed)
-        written = (hidden, grad_pre, grad_gate, partial)
-        numbers = (rows, columns, 0 if without_product else depth)
+        others = (*read, hidden, grad_pre, grad_gate, partial, rows, columns, 0 if without_product else depth)
         dropped = (dropout.threshold(dropout_p), dropout.inverse(dropout_p))
         constants = {"ACTIVATION": activation, "PRECISION": precision(x.dtype)}
         if config.persistent and readable(received) and readable(w2):
-            feed_forward_persistent.backward(received, w2, (*read, *written), numbers, dropped, config, constants)
+            feed_forward_persistent.backward(
+                received, w2, *others, *dropped, rows=rows, columns=columns, config=config, **constants
+            )
         else:
             launch(
                 hidden_backward,
                 (tiles(config, rows, columns),),
                 received,
                 w2,
-                *read,
-                *written,
-                *numbers,
+                *others,
                 *received.stride(),
                 *w2.stride(),
                 *dropped,

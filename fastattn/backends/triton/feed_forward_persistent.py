@@ -10,17 +10,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._launch import launch
-from .chips import multiprocessors
 from .configs import Config
 from .descriptors import describe
 from .feed_forward_parts import finish_gated, through_hidden
-from .matmul_parts import tile_at
+from .matmul_parts import launch_persistent, tile_at
+
+SIDES = ("BLOCK_ROWS", "BLOCK_COLUMNS", "BLOCK_DEPTH")  # of a tile
 
 
 @triton.jit
 def gated_matmul_persistent(
-    hidden,  # (rows, columns), contiguous
     x,  # describes (rows, depth)
     w1,  # describes (columns, depth)
     w_gate,  # describes (columns, depth)
@@ -28,6 +27,7 @@ def gated_matmul_persistent(
     seed,  # (1,) int64, or None without dropout
     pre,  # (rows, columns), contiguous; or None
     pre_gate,  # (rows, columns), contiguous; or None
+    hidden,  # (rows, columns), contiguous
     rows,
     columns,
     depth,
@@ -61,9 +61,9 @@ def gated_matmul_persistent(
 
 @triton.jit
 def hidden_backward_persistent(
-    pre,  # (rows, columns), contiguous, as all but grad_out and w2
     grad_out,  # describes (rows, depth)
     w2,  # describes (depth, columns)
+    pre,  # (rows, columns), contiguous, as all that follow
     pre_gate,  # or None
     seed,  # (1,) int64, or None without dropout
     hidden,  # dropout(hidden); or None
@@ -103,81 +103,15 @@ def hidden_backward_persistent(
         )  # fmt: skip
 
 
-def _sizes(config: Config, rows: int, columns: int, of: Tensor) -> tuple[int, int, int, int]:
-    """The three sides of a tile, and the number of programs."""
-    sides = tuple(config.tiles[name] for name in ("BLOCK_ROWS", "BLOCK_COLUMNS", "BLOCK_DEPTH"))
-    tiles = triton.cdiv(rows, sides[0]) * triton.cdiv(columns, sides[1])
-    return (*sides, min(multiprocessors(of.device), tiles))
+def gated(x: Tensor, w1: Tensor, w_gate: Tensor, *others: Any, config: Config, **named: Any) -> None:
+    """Launches gated_matmul_persistent for operands that the copy engine can read; `others` are its arguments from b1 on."""
+    rows, columns, depth = (config.tiles[name] for name in SIDES)
+    operands = describe(x, (rows, depth)), describe(w1, (columns, depth)), describe(w_gate, (columns, depth))
+    launch_persistent(gated_matmul_persistent, *operands, *others, config=config, **named)
 
 
-def gated(
-    x: Tensor,
-    w1: Tensor,
-    w_gate: Tensor,
-    written: tuple[Tensor | None, ...],
-    numbers: tuple[int, int, int],
-    dropped: tuple[int, float],
-    config: Config,
-    constants: dict[str, Any],
-) -> None:
-    """As gated_matmul's launch in feed_forward.py, for operands that the copy engine can read (descriptors.py).
-
-    Args:
-        written: b1, seed, pre, pre_gate and hidden.
-        numbers: rows, columns and depth.
-        dropped: dropout's threshold and inverse.
-    """
-    b1, seed, pre, pre_gate, hidden = written
-    rows, columns, depth, programs = _sizes(config, numbers[0], numbers[1], x)
-    launch(
-        gated_matmul_persistent,
-        (programs,),
-        hidden,
-        describe(x, (rows, depth)),
-        describe(w1, (columns, depth)),
-        describe(w_gate, (columns, depth)),
-        b1,
-        seed,
-        pre,
-        pre_gate,
-        *numbers,
-        *dropped,
-        programs,
-        config=config,
-        SPECIALISED=config.specialised,
-        **constants,
-    )
-
-
-def backward(
-    grad_out: Tensor,
-    w2: Tensor,
-    others: tuple[Tensor | None, ...],
-    numbers: tuple[int, int, int],
-    dropped: tuple[int, float],
-    config: Config,
-    constants: dict[str, Any],
-) -> None:
-    """As hidden_backward's launch in feed_forward.py, for operands that the copy engine can read (descriptors.py).
-
-    Args:
-        others: the kernel's arguments from pre to partial.
-        numbers: rows, columns and depth.
-        dropped: dropout's threshold and inverse.
-    """
-    pre, *rest = others
-    rows, columns, depth, programs = _sizes(config, numbers[0], numbers[1], grad_out)
-    launch(
-        hidden_backward_persistent,
-        (programs,),
-        pre,
-        describe(grad_out, (rows, depth)),
-        describe(w2, (depth, columns)),
-        *rest,
-        *numbers,
-        *dropped,
-        programs,
-        config=config,
-        SPECIALISED=config.specialised,
-        **constants,
-    )
+def backward(grad_out: Tensor, w2: Tensor, *others: Any, config: Config, **named: Any) -> None:
+    """Launches hidden_backward_persistent for operands that the copy engine can read; `others` are its arguments from pre on."""
+    rows, columns, depth = (config.tiles[name] for name in SIDES)
+    operands = describe(grad_out, (rows, depth)), describe(w2, (depth, columns))
+    launch_persistent(hidden_backward_persistent, *operands, *others, config=config, **named)

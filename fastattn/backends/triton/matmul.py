@@ -37,7 +37,7 @@ from ._launch import launch, precision
 from .chips import chip_of, multiprocessors
 from .configs import OFF_16_BYTES, Config, choose
 from .descriptors import readable
-from .matmul_parts import finish, finish_numbers, multiply, tile_at
+from .matmul_parts import finish, finish_numbers, multiply, tile_at, tiles
 
 # A part of a split sum is at least this long, for each costs a write and a read of the whole output.
 LEAST_DEPTH_OF_A_SPLIT = 512
@@ -158,11 +158,6 @@ def config_for(kernel: str, operands: tuple[Tensor, ...], rows: int, columns: in
     return config
 
 
-def tiles(config: Config, rows: int, columns: int) -> int:
-    """How many tiles an output has."""
-    return triton.cdiv(rows, config.tiles["BLOCK_ROWS"]) * triton.cdiv(columns, config.tiles["BLOCK_COLUMNS"])
-
-
 def product(
     a: Tensor,
     b: Tensor,
@@ -200,8 +195,7 @@ def product(
         return out
     splits = max(min(multiprocessors(a.device) // max(tiles(config, rows, columns), 1), most_splits), 1)
     bias = contiguous(bias)
-    described = config.persistent and splits == 1 and second is None
-    if described and matmul_persistent.loadable(a) and matmul_persistent.loadable(b):
+    if config.persistent and splits == 1 and second is None:
         matmul_persistent.product(a, b, out, config, bias, activation, pre, seed, dropout_p, residual)
         return out
     depth_of_split = triton.cdiv(triton.cdiv(depth, splits), config.tiles["BLOCK_DEPTH"]) * config.tiles["BLOCK_DEPTH"]

@@ -1,11 +1,16 @@
-"""What kernels of matrix products are made of (matmul.py, matmul_persistent.py, feed_forward.py)."""
+"""What kernels of matrix products are made of (matmul.py, feed_forward.py, and their persistent twins)."""
+
+from typing import Any
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from . import dropout
+from ._launch import launch
 from .activation import activate
+from .chips import multiprocessors
+from .configs import Config
 
 
 @triton.jit
@@ -109,6 +114,21 @@ def finish(
             beside = residual + row[:, None] * stride_residual_row + column[None, :] * stride_residual_column
             value += tl.load(beside, mask=inside, other=0.0).to(tl.float32)
         tl.store(out + at, value.to(out.dtype.element_ty), mask=inside)
+
+
+def tiles(config: Config, rows: int, columns: int) -> int:
+    """How many tiles an output has."""
+    return triton.cdiv(rows, config.tiles["BLOCK_ROWS"]) * triton.cdiv(columns, config.tiles["BLOCK_COLUMNS"])
+
+
+def launch_persistent(kernel: Any, *args: Any, rows: int, columns: int, config: Config, **constants: Any) -> None:
+    """Starts a kernel whose programs, one for each multiprocessor, go from tile to tile of a (rows, columns) output.
+
+    Their number is the last of its arguments, and SPECIALISED one of its constants.
+    """
+    device = next(arg for arg in args if isinstance(arg, Tensor)).device
+    programs = min(multiprocessors(device), tiles(config, rows, columns))
+    launch(kernel, (programs,), *args, programs, config=config, SPECIALISED=config.specialised, **constants)
 
 
 def finish_numbers(residual: Tensor | None, out: Tensor, dropout_p: float) -> tuple[int | float, ...]:

@@ -8,7 +8,7 @@ while this tile's epilogue is computed and stored. On sm_100, where sums lie in 
 warps of their own.
 
 What the copy engine cannot read (descriptors.py) goes to `matmul`, and so do elements of other than 16 bits, which the matrix
-unit does not take in either order.
+unit does not take in either order: no config for them is persistent.
 
 Source: Triton's tutorial "Persistent Matmul".
 """
@@ -17,32 +17,31 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._launch import launch, precision
-from .chips import multiprocessors
+from ._launch import precision
 from .configs import Config
 from .descriptors import describe, readable
-from .matmul_parts import finish, finish_numbers, tile_at
+from .matmul_parts import finish, finish_numbers, launch_persistent, tile_at
 
 
 @triton.jit
 def matmul_persistent(
-    out,  # (rows, columns)
     a,  # describes (rows, depth), or without A_ALONG its transpose
     b,  # describes (depth, columns), or with B_ALONG its transpose
     bias,  # (columns,) or None
     residual,  # (rows, columns) or None
     seed,  # (1,) int64, or None without dropout
     pre,  # (rows, columns), strides as out; or None
+    out,  # (rows, columns)
     rows,
     columns,
     depth,
-    programs,
     stride_residual_row,
     stride_residual_column,
     stride_out_row,
     stride_out_column,
     threshold,
     inverse,
+    programs,
     ACTIVATION: tl.constexpr,
     PRECISION: tl.constexpr,
     A_ALONG: tl.constexpr,  # whether its elements lie along the depth
@@ -75,11 +74,6 @@ def matmul_persistent(
         )  # fmt: skip
 
 
-def loadable(matrix: Tensor) -> bool:
-    """Whether the copy engine can read this matrix, as it is or transposed."""
-    return matrix.element_size() == 2 and (readable(matrix) or readable(matrix.t()))
-
-
 def product(
     a: Tensor,
     b: Tensor,
@@ -92,7 +86,10 @@ def product(
     dropout_p: float,
     residual: Tensor | None,
 ) -> None:
-    """As matmul.product, for `loadable` a and b; bias contiguous."""
+    """As matmul.product, with a persistent config of config_for, which has seen that the copy engine can read a and b.
+
+    bias is contiguous.
+    """
     (rows, depth), columns = a.shape, b.shape[1]
     block_rows, block_columns, block_depth = (
         config.tiles[name] for name in ("BLOCK_ROWS", "BLOCK_COLUMNS", "BLOCK_DEPTH")
@@ -102,25 +99,23 @@ def product(
         describe(a, (block_rows, block_depth)) if a_along else describe(a.t(), (block_depth, block_rows)),
         describe(b.t(), (block_columns, block_depth)) if b_along else describe(b, (block_depth, block_columns)),
     )
-    programs = min(multiprocessors(a.device), triton.cdiv(rows, block_rows) * triton.cdiv(columns, block_columns))
-    launch(
+    launch_persistent(
         matmul_persistent,
-        (programs,),
-        out,
         *described,
         bias,
         residual,
         seed,
         pre,
+        out,
         rows,
         columns,
         depth,
-        programs,
         *finish_numbers(residual, out, dropout_p),
+        rows=rows,
+        columns=columns,
         config=config,
         ACTIVATION=activation,
         PRECISION=precision(a.dtype),
         A_ALONG=a_along,
         B_ALONG=b_along,
-        SPECIALISED=config.specialised,
     )

@@ -38,8 +38,8 @@ def padded(dim: int) -> int:
 
 
 @triton.jit
-def load_rows(matrix, row, heads):
-    """(len(row), TILE): the rows `row` of the matrix."""
+def _places(matrix, row, heads):
+    """Where the elements of the rows `row` are, and which of them there are."""
     column = tl.arange(0, heads.TILE)
     at = (
         matrix.base
@@ -49,6 +49,13 @@ def load_rows(matrix, row, heads):
     here = row[:, None] < matrix.count
     if heads.DIM != heads.TILE:
         here &= column[None, :] < heads.DIM
+    return at, here
+
+
+@triton.jit
+def load_rows(matrix, row, heads):
+    """(len(row), TILE): the rows `row` of the matrix."""
+    at, here = _places(matrix, row, heads)
     return tl.load(at, mask=here, other=0.0)
 
 
@@ -65,13 +72,5 @@ def load_tile(matrix, described, first, ROWS: tl.constexpr, heads):
 @triton.jit
 def store_rows(matrix, values, row, heads):
     """Stores a (len(row), TILE) tile to the rows `row` of the matrix, in its dtype."""
-    column = tl.arange(0, heads.TILE)
-    at = (
-        matrix.base
-        + row.to(tl.int64)[:, None] * matrix.stride_row
-        + column[None, :].to(tl.int64) * matrix.stride_column
-    )
-    here = row[:, None] < matrix.count
-    if heads.DIM != heads.TILE:
-        here &= column[None, :] < heads.DIM
+    at, here = _places(matrix, row, heads)
     tl.store(at, values.to(matrix.base.dtype.element_ty), mask=here)
